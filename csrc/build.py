@@ -1,0 +1,110 @@
+"""Builds the two C modules through cffi in API mode: the compiler, not Python, knows every struct.
+
+`forward` (xskd._forward) is the data plane with the kernel's AF_XDP definitions; a worker loads only this.
+`libbpf` (xskd._libbpf) is the part of libbpf that loads and attaches the XDP program; only a process that
+does that loads it. Neither retypes a kernel struct or constant: what stands in a cdef with "..." is taken
+from the system's headers, and what xskd itself declares is cut out of csrc/forward.h.
+"""
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+# Not -Werror: a newer compiler on somebody's machine must not stop an installation. The tests compile the
+# same files with it.
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+# The loop is compiled for speed whatever Python itself was built with; unrolling is worth a tenth of its
+# instructions, see bench/README.md.
+OPTIMISE = ["-O2", "-funroll-loops", "-std=gnu11"]
+
+
+def declarations(header: str) -> str:
+    """What stands between the two cffi marks of a header, without comments."""
+    text = (HERE / header).read_text(encoding="utf-8")
+    marked = text.split("/* cffi: begin */", 1)[1].split("/* cffi: end */", 1)[0]
+    return re.sub(r"/\*.*?\*/", "", marked, flags=re.DOTALL)
+
+
+forward = FFI()
+forward.cdef("""
+struct xdp_desc { uint64_t addr; uint32_t len; uint32_t options; ...; };
+struct sockaddr_xdp { uint16_t sxdp_family, sxdp_flags; uint32_t sxdp_ifindex, sxdp_queue_id,
+                      sxdp_shared_umem_fd; ...; };
+struct xdp_ring_offset { uint64_t producer, consumer, desc, flags; ...; };
+struct xdp_mmap_offsets { struct xdp_ring_offset rx, tx, fr, cr; ...; };
+struct xdp_umem_reg { uint64_t addr, len; uint32_t chunk_size, headroom, flags; ...; };
+struct xdp_statistics { uint64_t rx_dropped, rx_invalid_descs, tx_invalid_descs, rx_ring_full,
+                        rx_fill_ring_empty_descs, tx_ring_empty_descs; ...; };
+static const int AF_XDP, SOL_XDP, XDP_SHARED_UMEM, XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP,
+    XDP_MMAP_OFFSETS, XDP_RX_RING, XDP_TX_RING, XDP_UMEM_REG, XDP_UMEM_FILL_RING,
+    XDP_UMEM_COMPLETION_RING, XDP_STATISTICS, XDP_OPTIONS, XDP_MAX_TX_SKB_BUDGET, XDP_OPTIONS_ZEROCOPY;
+static const unsigned long long XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_FILL_RING,
+    XDP_UMEM_PGOFF_COMPLETION_RING;
+static const int PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_SET_PDEATHSIG;
+int xskd_bind(int fd, const struct sockaddr_xdp *address);
+int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long);
+int xskd_drop_capabilities(void);
+""" + declarations("forward.h"))
+forward.set_source("xskd._forward", """
+#include <errno.h>
+#include <linux/capability.h>
+#include <linux/if_xdp.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "forward.h"
+/* Newer than Debian 12's header; the kernel answers ENOPROTOOPT where it does not know it. */
+#ifndef XDP_MAX_TX_SKB_BUDGET
+#define XDP_MAX_TX_SKB_BUDGET 9
+#endif
+/* Python's socket.bind() does not know this family. 0 or -1 with errno. */
+static int xskd_bind(int fd, const struct sockaddr_xdp *address)
+{
+	return bind(fd, (const struct sockaddr *)address, sizeof(*address));
+}
+/* Empty permitted, effective and inheritable sets: 0 or -1 with errno. */
+static int xskd_drop_capabilities(void)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3, .pid = 0 };
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
+
+	return (int)syscall(SYS_capset, &header, none);
+}
+""", sources=["csrc/forward.c", "csrc/port.c", "csrc/frames.c", "csrc/syscalls.c"],
+    include_dirs=[str(HERE)], depends=[str(p) for p in HERE.glob("*.h")],
+    extra_compile_args=OPTIMISE + WARNINGS)
+
+libbpf = FFI()
+libbpf.cdef("""
+struct bpf_object; struct bpf_program; struct bpf_map;
+struct bpf_object *bpf_object__open_mem(const void *buffer, size_t size, const void *options);
+int bpf_object__load(struct bpf_object *object);
+void bpf_object__close(struct bpf_object *object);
+struct bpf_program *bpf_object__find_program_by_name(const struct bpf_object *object, const char *name);
+struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *object, const char *name);
+int bpf_program__fd(const struct bpf_program *program);
+int bpf_map__fd(const struct bpf_map *map);
+int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
+void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
+int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
+int bpf_map_delete_elem(int fd, const void *key);
+int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int libbpf_num_possible_cpus(void);
+enum { XSKD_LOG_SIZE = ... };
+struct xskd_program_info { uint32_t id; char name[16]; ...; };
+struct xskd_attached { uint32_t id; int mode; ...; };
+void xskd_libbpf_init(void);
+const char *xskd_libbpf_log(void);
+int xskd_link_create(int program, int ifindex, uint32_t flags);
+int xskd_program_info(uint32_t id, struct xskd_program_info *info);
+int xskd_attached_to(int ifindex, struct xskd_attached *attached);
+static const int XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE, XDP_ATTACHED_NONE, XDP_ATTACHED_DRV,
+    XDP_ATTACHED_SKB, XDP_ATTACHED_HW, XDP_ATTACHED_MULTI, BPF_ANY, BPF_NOEXIST, XDP_PASS, XDP_DROP;
+""")
+libbpf.set_source("xskd._libbpf", (HERE / "libbpf.c").read_text(encoding="utf-8"),
+                  libraries=["bpf"], depends=[str(HERE / "libbpf.c")], extra_compile_args=WARNINGS)

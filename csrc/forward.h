@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The data plane's whole vocabulary: a UMEM and who owns each of its frames, a port (one XSK with its
+ * four rings), a forwarder (one worker: some ports and what to do between them), and the counters that a
+ * worker writes and everybody else reads.
+ *
+ * Python sees exactly what stands between the two cffi marks; csrc/build.py cuts it out, so a struct is
+ * written down once. A counter keeps its name from here to the metric and the panel.
+ *
+ * Where a frame is: every frame of a UMEM is in exactly one place. `owner` has one byte per frame that
+ * says who may touch it: on the free stack, held by whoever called receive or reserve, given to a port's
+ * RX side (FILL ring, kernel, RX ring), given to a port's TX side (TX ring, kernel, completion ring), or
+ * quarantined. Each change of place checks the byte first; a descriptor that names a frame which is not
+ * the kernel's to give is counted and left alone. The kernel's FILL consumer index is published late and
+ * is never used to decide who owns a frame.
+ */
+#ifndef XSKD_FORWARD_H
+#define XSKD_FORWARD_H
+
+#include <linux/if_xdp.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+#define XSKD_LAYOUT_VERSION 1   /* of everything below that two processes share */
+#define XSKD_MAX_PORTS 16
+#define XSKD_BURST 64           /* packets taken from one RX ring before the next port has its turn */
+
+/* Why a packet was not forwarded; each drop has exactly one reason. */
+enum xskd_drop {
+	XSKD_DROP_UNDERSIZE,    /* shorter than an Ethernet header */
+	XSKD_DROP_OVERSIZE,     /* longer than the egress interface can send */
+	XSKD_DROP_TX_FULL,      /* the egress TX ring stayed full for longer than tx_deadline */
+	XSKD_DROP_TX_REFUSED,   /* the egress driver took the frame and refused it (EBUSY) */
+	XSKD_DROP_INVALID,      /* the RX descriptor names no frame that the kernel was given */
+	XSKD_DROPS
+};
+
+/* What the kernel answered to a wakeup; a success is not counted here. */
+enum xskd_wakeup_error {
+	XSKD_WAKEUP_EAGAIN,     /* its budget for one call is used up, or no room to send: try again */
+	XSKD_WAKEUP_EBUSY,      /* the driver refused one frame and completed it */
+	XSKD_WAKEUP_ENOBUFS,    /* out of memory or no TX queue for now */
+	XSKD_WAKEUP_ENETDOWN,   /* the interface is down */
+	XSKD_WAKEUP_ENXIO,      /* the socket is no longer bound: its device is gone */
+	XSKD_WAKEUP_OTHER,      /* anything else; the loop stops with this errno */
+	XSKD_WAKEUP_ERRORS
+};
+
+enum xskd_ring_name { XSKD_FILL, XSKD_RX, XSKD_TX, XSKD_COMPLETION, XSKD_RINGS };
+
+enum xskd_place {
+	XSKD_PLACE_FREE,        /* on the free stack */
+	XSKD_PLACE_FILL,        /* in a FILL ring */
+	XSKD_PLACE_RX,          /* in an RX ring */
+	XSKD_PLACE_HELD,        /* in the hands of whoever called receive or reserve */
+	XSKD_PLACE_TX,          /* in a TX ring */
+	XSKD_PLACE_COMPLETION,  /* in a completion ring */
+	XSKD_PLACE_KERNEL,      /* inside the kernel or the NIC, in neither ring */
+	XSKD_PLACE_QUARANTINED, /* owner uncertain: never used again */
+	XSKD_PLACES
+};
+
+enum xskd_action {
+	XSKD_UNCHANGED,         /* connect: a bump in the wire */
+	XSKD_SWAP_MACS,         /* reflect: source and destination Ethernet address change places */
+};
+
+enum xskd_poll { XSKD_POLL_ADAPTIVE, XSKD_POLL_BUSY, XSKD_POLL_WAKEUP };
+
+/* Counters of one port: written by one worker, read by anyone at any time. Packets, bytes or calls. */
+struct xskd_port_counters {
+	uint64_t rx_packets;    /* taken from the RX ring */
+	uint64_t rx_bytes;
+	uint64_t tx_packets;    /* submitted on the TX ring */
+	uint64_t tx_bytes;
+	uint64_t tx_completed;  /* come back through the completion ring */
+	uint64_t drops[XSKD_DROPS];
+	uint64_t wakeups_tx;    /* sendto() calls */
+	uint64_t wakeups_rx;    /* recvfrom() calls */
+	uint64_t wakeups_tx_skipped;    /* something to send, but the kernel did not ask for a call */
+	uint64_t wakeups_rx_skipped;    /* frames refilled, but the kernel did not ask for a call */
+	uint64_t wakeup_errors[XSKD_WAKEUP_ERRORS];
+	uint64_t fill_starved;  /* turns that found FILL empty and no free frame to put there */
+	uint64_t tx_blocked;    /* turns that found packets in RX and no room on the egress TX ring */
+	uint64_t completion_invalid;    /* completion entries that name no frame of this port's TX side */
+	/* Gauges, refreshed by xskd_forward_publish. */
+	uint64_t ring_entries[XSKD_RINGS];
+};
+
+/* One worker's shared page. `sequence` is odd while the gauges are being rewritten. */
+struct xskd_counters {
+	uint64_t layout_version;
+	uint64_t sequence;
+	uint64_t heartbeat_ns;  /* CLOCK_MONOTONIC at the end of the last turn */
+	uint64_t turns;         /* of the loop */
+	uint64_t turns_idle;    /* of them, with nothing to do */
+	uint64_t sleeps;        /* poll() calls that were allowed to sleep */
+	uint64_t frames;        /* in the UMEM */
+	uint64_t frames_in[XSKD_PLACES];
+	uint64_t frames_unaccounted;    /* frames minus the sum over all places: anything but 0 is a bug */
+	struct xskd_port_counters ports[XSKD_MAX_PORTS];
+};
+
+/* One ring as seen from our side; what it means is in ring.h. */
+struct xskd_ring {
+	uint32_t *producer;
+	uint32_t *consumer;
+	uint32_t *flags;        /* NULL on kernels without need_wakeup */
+	void *entries;
+	uint32_t size;          /* entries, a power of two */
+	uint32_t own;           /* our index; the other side's is read from the ring */
+};
+
+struct xskd_umem {
+	uint8_t *area;
+	uint8_t *owner;         /* one byte per frame, see OWNER_ in frames.h */
+	uint32_t *free;         /* stack of frame numbers, room for all */
+	uint32_t free_count;
+	uint32_t frames;
+	uint32_t frame_size;    /* bytes, 1 << frame_shift */
+	uint32_t frame_shift;
+	uint32_t quarantined;
+	uint32_t held;
+};
+
+struct xskd_port {
+	struct xskd_ring rings[XSKD_RINGS];
+	struct xskd_umem *umem;
+	struct xskd_port_counters *counters;
+	int fd;
+	uint32_t index;         /* in the forwarder, and in the owner bytes: 0 to XSKD_MAX_PORTS - 1 */
+	uint32_t max_length;    /* longest Ethernet frame this interface may send, without FCS, in bytes */
+	uint32_t rx_side;       /* frames given to FILL and not yet taken from RX */
+	uint32_t tx_side;       /* frames submitted on TX and not yet completed */
+	uint32_t refilled;      /* frames posted on FILL since the kernel was last asked to look */
+	uint64_t blocked_since_ns;      /* TX without room since then; 0: it has room */
+	int error;              /* errno that ended this port, 0 while it works */
+};
+
+struct xskd_forward {
+	struct xskd_port *ports[XSKD_MAX_PORTS];
+	uint32_t egress[XSKD_MAX_PORTS];        /* what arrives on port i leaves by port egress[i] */
+	uint32_t port_count;
+	uint32_t action;        /* enum xskd_action */
+	uint32_t poll;          /* enum xskd_poll */
+	int control_fd;         /* wakes a sleeping loop; -1: none */
+	uint32_t control_ready; /* there is something to read on it: the run ended early */
+	uint64_t now_ns;        /* CLOCK_MONOTONIC of this turn */
+	uint64_t busy_until_ns; /* adaptive: do not sleep before */
+	struct xskd_counters *counters;
+};
+
+/* Frames. The counts are of frames; nothing here blocks or calls the kernel. */
+void xskd_umem_reset(struct xskd_umem *umem);
+uint32_t xskd_umem_take(struct xskd_umem *umem, struct xdp_desc *held, uint32_t wanted);
+uint32_t xskd_umem_give(struct xskd_umem *umem, const struct xdp_desc *held, uint32_t n);
+
+/* One port, batch-wise. All return the number of frames moved. */
+uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wanted);
+uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint32_t n);
+uint32_t xskd_complete(struct xskd_port *port);
+uint32_t xskd_refill(struct xskd_port *port);
+/* Wakeups return 0 or the errno that ended the port; everything temporary is counted and 0. */
+int xskd_wakeup_tx(struct xskd_port *port);
+int xskd_wakeup_rx(struct xskd_port *port);
+
+/* The loop. Returns after at most duration_ns, earlier when control_fd is readable: 0, or the errno of a
+ * port that died (port->error). */
+int xskd_forward_run(struct xskd_forward *forward, uint64_t duration_ns);
+uint32_t xskd_forward_turn(struct xskd_forward *forward);
+/* Count where every frame is and publish it with the ring levels. Returns frames_unaccounted. */
+int64_t xskd_forward_publish(struct xskd_forward *forward);
+/* Compare the owner byte of every frame with every ring entry, O(frames). Returns the number of
+ * contradictions; 0 is the only good answer. For quiet moments: start, stop, tests. */
+uint32_t xskd_forward_audit(struct xskd_forward *forward);
+/* cffi: end */
+
+#endif

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Who owns a frame, and how a counter is written: the few lines that the loop (forward.c), its ports
+ * (port.c) and the accounts (frames.c) share. The rule behind the owner bytes is told in forward.h.
+ */
+#ifndef XSKD_FRAMES_H
+#define XSKD_FRAMES_H
+
+#include <linux/if_ether.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "forward.h"
+
+/* Owner bytes. The port's index is in the low bits of the two sides. */
+#define OWNER_FREE 0x00u
+#define OWNER_HELD 0x01u
+#define OWNER_QUARANTINED 0x02u
+#define OWNER_RX_SIDE 0x40u
+#define OWNER_TX_SIDE 0x80u
+
+/* Single writer, many readers in other processes: a relaxed store so that nobody ever reads half a value. */
+static inline void count(uint64_t *counter, uint64_t n)
+{
+	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+}
+
+static inline void set(uint64_t *gauge, uint64_t value)
+{
+	__atomic_store_n(gauge, value, __ATOMIC_RELAXED);
+}
+
+static inline void put_free(struct xskd_umem *umem, uint32_t frame)
+{
+	umem->owner[frame] = OWNER_FREE;
+	umem->free[umem->free_count++] = frame;
+}
+
+/* What the inner loops need of a UMEM, in registers: a store to an owner byte could change anything else
+ * in memory as far as the compiler knows, so it would read the UMEM's fields again for every packet. */
+struct frames {
+	uint8_t *owner;
+	uint64_t count, mask;
+	uint32_t shift;
+};
+
+static inline struct frames frames_of(const struct xskd_umem *umem)
+{
+	return (struct frames){ umem->owner, umem->frames, umem->frame_size - 1, umem->frame_shift };
+}
+
+/* Length and options as one number: with any option set it is longer than every limit. We set none and
+ * ask the kernel for none, so one comparison answers for both. */
+static inline uint64_t length_of(const struct xdp_desc *desc)
+{
+	return desc->len | (uint64_t)desc->options << 32;
+}
+
+/* Does an address name a frame that belongs to `owner`? */
+static inline bool owned(const struct frames *frames, uint64_t addr, uint8_t owner)
+{
+	uint64_t frame = addr >> frames->shift;
+
+	return frame < frames->count && frames->owner[frame] == owner;
+}
+
+/* Does the packet stay inside its frame? (An empty one does not: it is no packet.) */
+static inline bool fits(const struct frames *frames, uint64_t addr, uint64_t length)
+{
+	return (addr & frames->mask) + length - 1 <= frames->mask;
+}
+
+/* Is it long enough for Ethernet, and short enough for the interface? */
+static inline bool sendable(uint64_t length, uint32_t max_length)
+{
+	return length - ETH_HLEN <= max_length - ETH_HLEN;
+}
+
+/* An RX descriptor that is not what it should be: count it, and if it names a frame of this port, put
+ * that where nobody uses it again. Only a broken kernel or driver gets here. */
+void frames_refuse(struct xskd_port *port, const struct xdp_desc *desc);
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What Python cannot say to libbpf directly: option structs, a log callback (a C one, because a hardened
+ * unit forbids the executable memory a Python callback needs), and bpf_link for XDP with explicit flags.
+ * Results are a descriptor or a negative errno.
+ */
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <errno.h>
+#include <linux/if_link.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define XSKD_LOG_SIZE 8192
+
+struct xskd_program_info { uint32_t id; char name[16]; };
+struct xskd_attached { uint32_t id; int mode; };
+
+static char log_text[XSKD_LOG_SIZE];
+static size_t log_used;
+
+static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
+{
+	int n;
+
+	if (level > LIBBPF_WARN || log_used >= sizeof(log_text) - 1)
+		return 0;
+	n = vsnprintf(log_text + log_used, sizeof(log_text) - log_used, format, args);
+	if (n > 0)
+		log_used += (size_t)n < sizeof(log_text) - log_used ? (size_t)n
+								      : sizeof(log_text) - log_used - 1;
+	return n;
+}
+
+static void xskd_libbpf_init(void)
+{
+	libbpf_set_print(keep_log);
+}
+
+/* Warnings since the last call. */
+static const char *xskd_libbpf_log(void)
+{
+	log_text[log_used] = 0;
+	log_used = 0;
+	return log_text;
+}
+
+static int xskd_link_create(int program, int ifindex, uint32_t flags)
+{
+	LIBBPF_OPTS(bpf_link_create_opts, options, .flags = flags);
+	int fd = bpf_link_create(program, ifindex, BPF_XDP, &options);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static int xskd_program_info(uint32_t id, struct xskd_program_info *info)
+{
+	struct bpf_prog_info raw = { 0 };
+	uint32_t size = sizeof(raw);
+	int fd = bpf_prog_get_fd_by_id(id), error;
+
+	if (fd < 0)
+		return -errno;
+	error = bpf_obj_get_info_by_fd(fd, &raw, &size) ? -errno : 0;
+	close(fd);
+	info->id = id;
+	memcpy(info->name, raw.name, sizeof(info->name));
+	info->name[sizeof(info->name) - 1] = 0;
+	return error;
+}
+
+static int xskd_attached_to(int ifindex, struct xskd_attached *attached)
+{
+	LIBBPF_OPTS(bpf_xdp_query_opts, options);
+	int error = bpf_xdp_query(ifindex, 0, &options);
+
+	attached->id = options.prog_id ? options.prog_id : options.drv_prog_id ? options.drv_prog_id
+									      : options.skb_prog_id;
+	attached->mode = options.attach_mode;
+	return error;
+}

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One port: an XSK with its four rings. Receive, transmit, complete, refill, wake up; a batch at a time.
+ *
+ * This is what a user of the library calls and what the loop (forward.c) is made of. Nothing here blocks,
+ * allocates or logs. A frame changes its place only after its owner byte has been checked.
+ */
+#include <errno.h>
+
+#include "frames.h"
+#include "ring.h"
+#include "syscalls.h"
+
+/* One wakeup sends at most the kernel's budget per call (32 by default); a burst needs a few. More calls
+ * than this without an end mean that someone else fills the ring: the next turn goes on. */
+#define WAKEUPS_PER_BURST 8
+
+/* RX entries into the caller's hands, at most `wanted`. The packets stay where they are. */
+uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wanted)
+{
+	const struct frames frames = frames_of(port->umem);
+	const uint8_t owner = (uint8_t)(OWNER_RX_SIDE | port->index);
+	struct xskd_ring *ring = &port->rings[XSKD_RX];
+	uint32_t n = ring_peek(ring, wanted), kept = 0;
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		const struct xdp_desc *desc = ring_desc(ring, i);
+
+		bytes += desc->len;
+		if (!owned(&frames, desc->addr, owner) || !fits(&frames, desc->addr, length_of(desc))) {
+			frames_refuse(port, desc);
+			continue;
+		}
+		frames.owner[desc->addr >> frames.shift] = OWNER_HELD;
+		held[kept++] = *desc;
+	}
+	ring_release(ring, n);
+	port->rx_side -= kept;
+	port->umem->held += kept;
+	count(&port->counters->rx_packets, n);
+	count(&port->counters->rx_bytes, bytes);
+	return kept;
+}
+
+/* May this be given to the kernel? It would count an invalid descriptor, and some kernels never complete
+ * it, so its frame would be lost: check before, not after. */
+static bool transmittable(const struct xskd_port *port, const struct xdp_desc *desc)
+{
+	const struct frames frames = frames_of(port->umem);
+
+	return owned(&frames, desc->addr, OWNER_HELD) && fits(&frames, desc->addr, length_of(desc)) &&
+	       sendable(length_of(desc), port->max_length);
+}
+
+/* Held frames onto TX, in order, up to the first that may not be sent or finds no room. */
+uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint32_t n)
+{
+	struct xskd_ring *ring = &port->rings[XSKD_TX];
+	uint32_t room = ring_reserve(ring, n), sent = 0;
+	uint64_t bytes = 0;
+
+	for (; sent < room && transmittable(port, &held[sent]); sent++) {
+		port->umem->owner[held[sent].addr >> port->umem->frame_shift] =
+			(uint8_t)(OWNER_TX_SIDE | port->index);
+		bytes += held[sent].len;
+		*ring_desc(ring, sent) = held[sent];
+	}
+	ring_submit(ring, sent);
+	port->tx_side += sent;
+	port->umem->held -= sent;
+	count(&port->counters->tx_packets, sent);
+	count(&port->counters->tx_bytes, bytes);
+	return sent;
+}
+
+/* Drains the completion ring onto the free stack: the kernel stops sending for good once it is full. The
+ * address comes back as it was given, so it may point into the frame. */
+uint32_t xskd_complete(struct xskd_port *port)
+{
+	const struct frames frames = frames_of(port->umem);
+	const uint8_t owner = (uint8_t)(OWNER_TX_SIDE | port->index);
+	struct xskd_ring *ring = &port->rings[XSKD_COMPLETION];
+	uint32_t n = ring_peek(ring, ring->size), kept = 0;
+
+	if (n == 0)
+		return 0;
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t addr = *ring_addr(ring, i);
+
+		if (!owned(&frames, addr, owner)) {
+			count(&port->counters->completion_invalid, 1);
+			continue;
+		}
+		put_free(port->umem, (uint32_t)(addr >> frames.shift));
+		kept++;
+	}
+	ring_release(ring, n);
+	port->tx_side -= kept;
+	count(&port->counters->tx_completed, kept);
+	return n;
+}
+
+static inline void refill_run(struct xskd_port *port, uint64_t *addr, uint32_t n)
+{
+	struct xskd_umem *umem = port->umem;
+	const struct frames frames = frames_of(umem);
+	const uint8_t owner = (uint8_t)(OWNER_RX_SIDE | port->index);
+	const uint32_t *free = umem->free + umem->free_count;
+
+	for (uint64_t *end = addr + n; addr != end; addr++) {
+		uint32_t frame = *--free;
+
+		frames.owner[frame] = owner;
+		*addr = (uint64_t)frame << frames.shift;
+	}
+	umem->free_count -= n;
+}
+
+/* Fills FILL to the brim, as far as there are free frames. */
+uint32_t xskd_refill(struct xskd_port *port)
+{
+	struct xskd_ring *ring = &port->rings[XSKD_FILL];
+	uint32_t room = ring_reserve(ring, ring->size);
+	uint32_t n = room < port->umem->free_count ? room : port->umem->free_count;
+
+	if (n == 0) {
+		if (room == ring->size)
+			count(&port->counters->fill_starved, 1);
+		return 0;
+	}
+	for (uint32_t done = 0, run; done < n; done += run) {
+		run = ring_run(ring, done, n - done);
+		refill_run(port, ring_addr(ring, done), run);
+	}
+	ring_submit(ring, n);
+	port->rx_side += n;
+	port->refilled += n;
+	return n;
+}
+
+/* What an errno of a wakeup means. Returns 0 for what passes, else the errno: the port is finished. */
+static int __attribute__((noinline, cold)) wakeup_failed(struct xskd_port *port, int error)
+{
+	uint64_t *errors = port->counters->wakeup_errors;
+
+	switch (error) {
+	case EAGAIN:
+		count(&errors[XSKD_WAKEUP_EAGAIN], 1);
+		return 0;
+	case EBUSY:     /* one frame is completed but was not sent: a drop like any other */
+		count(&errors[XSKD_WAKEUP_EBUSY], 1);
+		count(&port->counters->drops[XSKD_DROP_TX_REFUSED], 1);
+		return 0;
+	case ENOBUFS:
+		count(&errors[XSKD_WAKEUP_ENOBUFS], 1);
+		return 0;
+	case ENETDOWN:
+		count(&errors[XSKD_WAKEUP_ENETDOWN], 1);
+		return 0;
+	case ENXIO:
+		count(&errors[XSKD_WAKEUP_ENXIO], 1);
+		break;
+	default:
+		count(&errors[XSKD_WAKEUP_OTHER], 1);
+	}
+	port->error = error;
+	return error;
+}
+
+/* Asks the kernel to send, as often as it makes headway: EAGAIN after its budget is the normal way of
+ * copy mode, and every EBUSY took one frame off the ring. */
+int xskd_wakeup_tx(struct xskd_port *port)
+{
+	struct xskd_ring *ring = &port->rings[XSKD_TX];
+	uint32_t pending = ring_used_by_producer(ring);
+
+	if (pending == 0)
+		return 0;
+	if (!ring_needs_wakeup(ring)) {
+		count(&port->counters->wakeups_tx_skipped, 1);
+		return 0;
+	}
+	for (int tries = 0; tries < WAKEUPS_PER_BURST; tries++) {
+		uint32_t before = pending;
+		int error = xskd_sys_wakeup_tx(port->fd);
+
+		count(&port->counters->wakeups_tx, 1);
+		if (error && wakeup_failed(port, error))
+			return error;
+		pending = ring_used_by_producer(ring);
+		if (pending == 0 || pending == before)
+			return 0;
+	}
+	return 0;
+}
+
+/* A driver that ran dry does not look at FILL again by itself; it sets the flag and waits. Asking once
+ * per refill is enough: without new frames on FILL the answer would be the same. */
+int xskd_wakeup_rx(struct xskd_port *port)
+{
+	int error;
+
+	if (port->refilled == 0)
+		return 0;
+	port->refilled = 0;
+	if (!ring_needs_wakeup(&port->rings[XSKD_FILL])) {
+		count(&port->counters->wakeups_rx_skipped, 1);
+		return 0;
+	}
+	count(&port->counters->wakeups_rx, 1);
+	error = xskd_sys_wakeup_rx(port->fd);
+	return error ? wakeup_failed(port, error) : 0;
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "syscalls.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#define NS_PER_S 1000000000ull
+
+uint64_t xskd_sys_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);    /* cannot fail with this clock and a valid pointer */
+	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+/* Without MSG_DONTWAIT the kernel answers EOPNOTSUPP; all other arguments must be empty. */
+int xskd_sys_wakeup_tx(int fd)
+{
+	return sendto(fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 ? errno : 0;
+}
+
+int xskd_sys_wakeup_rx(int fd)
+{
+	return recvfrom(fd, NULL, 0, MSG_DONTWAIT, NULL, NULL) < 0 ? errno : 0;
+}
+
+int xskd_sys_poll(struct pollfd *fds, uint32_t n, uint64_t timeout_ns)
+{
+	struct timespec ts = { (time_t)(timeout_ns / NS_PER_S), (long)(timeout_ns % NS_PER_S) };
+	int ready = ppoll(fds, n, &ts, NULL);
+
+	if (ready >= 0)
+		return ready;
+	return errno == EINTR ? 0 : -errno;
+}
