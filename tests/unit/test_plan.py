@@ -1,0 +1,281 @@
+"""The plan: what is started for which configuration and machine, and the exact text of every refusal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from xskd import config
+from xskd.errors import ConfigError
+from xskd.netdev import NetDevice
+from xskd.plan import InterfacePlan, Plan, PortPlan, Rings, WorkerPlan, make_plan
+
+WIRE = """\
+interfaces:
+  eth1: {rings: {fill: 256, rx: 64, tx: 128, completion: 128}}
+  eth2: {mode: copy, attach: generic}
+paths:
+  wire: {connect: [eth1, eth2], fallback: drop, poll: busy}
+"""
+
+
+def device(
+    name: str,
+    *,
+    queues: int = 1,
+    tx_queues: int | None = None,
+    mtu: int = 1500,
+    driver: str = "ice",
+    node: int | None = None,
+) -> NetDevice:
+    return NetDevice(
+        name=name,
+        ifindex=int(name[-1]) + 10,
+        mtu=mtu,
+        up=False,
+        carrier=False,
+        driver=driver,
+        mac="02:00:00:00:00:01",
+        queues=queues,
+        tx_queues=queues if tx_queues is None else tx_queues,
+        numa_node=node,
+        xdp_prog_id=None,
+        default_route=False,
+    )
+
+
+def plan(
+    text: str, *devices: NetDevice, cpus: tuple[int, ...] = (0, 1), nodes: Mapping[int, int] | None = None
+) -> Plan:
+    loaded = config.parse(text, "x.yaml")
+    found: dict[str, NetDevice | None] = dict.fromkeys(loaded.interfaces)
+    return make_plan(loaded, found | {d.name: d for d in devices}, cpus, nodes)
+
+
+def refusal(text: str, *devices: NetDevice, cpus: tuple[int, ...] = (0, 1)) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        plan(text, *devices, cpus=cpus)
+    return str(caught.value).splitlines()
+
+
+def connect(eth1: str = "{}", eth2: str = "{}", path: str = "", rest: str = "") -> str:
+    """A configuration of five lines, then `rest`: interfaces on 2 and 3, path `wire` on 5."""
+    lines = ["interfaces:", f"  eth1: {eth1}", f"  eth2: {eth2}", "paths:"]
+    return "\n".join([*lines, f"  wire: {{connect: [eth1, eth2]{path}}}", rest])
+
+
+def cpus_of(made: Plan) -> dict[str, int | None]:
+    return {worker.name: worker.cpu for worker in made.workers}
+
+
+# ---- what is planned ------------------------------------------------------------------------------
+
+
+def test_a_whole_plan() -> None:
+    made = plan(WIRE, device("eth1", queues=2), device("eth2", queues=2, mtu=9))
+    one = Rings(fill=256, rx=64, tx=128, completion=128)
+    two = Rings(fill=4096, rx=2048, tx=2048, completion=4096)
+    assert made.interfaces == (
+        InterfacePlan("eth1", 11, queues=2, attach="auto", fallback="drop", path="wire"),
+        InterfacePlan("eth2", 12, queues=2, attach="generic", fallback="drop", path="wire"),
+    )
+    assert made.workers == tuple(
+        WorkerPlan(
+            path="wire",
+            index=index,
+            kind="connect",
+            ports=(
+                PortPlan("eth1", 11, queue=index, mode="auto", rings=one, mtu=1500),
+                PortPlan("eth2", 12, queue=index, mode="copy", rings=two, mtu=9),
+            ),
+            frames=256 + 64 + 128 + 128 + 4096 + 2048 + 2048 + 4096,
+            frame_size=4096,
+            huge_pages=False,
+            poll="busy",
+            cpu=index,
+        )
+        for index in (0, 1)
+    )
+    assert made.metrics_listen == ("127.0.0.1", 9478)
+    assert made.control_socket == Path("/run/xskd/control.sock")
+    assert made.log_level == "info"
+    assert [worker.name for worker in made.workers] == ["wire/0", "wire/1"]
+    assert made.memory_bytes == 2 * 12864 * 4096
+
+
+def test_a_worker_plan_survives_the_way_through_json() -> None:
+    for worker in plan(WIRE, device("eth1"), device("eth2")).workers:
+        text = worker.to_json()
+        assert "\n" not in text
+        assert WorkerPlan.from_json(text) == worker
+        assert hash(WorkerPlan.from_json(text)) == hash(worker)  # tuples again, not lists
+
+
+def test_selected_queues_are_paired_in_order() -> None:
+    text = connect("{queues: [1, 3]}", "{queues: [0, 2]}")
+    made = plan(text, device("eth1", queues=4), device("eth2", queues=4))
+    assert [[port.queue for port in worker.ports] for worker in made.workers] == [[1, 0], [3, 2]]
+    assert [interface.queues for interface in made.interfaces] == [4, 4]  # the XSKMAP covers all of them
+
+
+def test_reflect_has_one_port() -> None:
+    made = plan("interfaces: {eth3: }\npaths: {echo: {reflect: eth3}}\n", device("eth3"))
+    assert [(w.name, w.kind, len(w.ports)) for w in made.workers] == [("echo/0", "reflect", 1)]
+
+
+def test_umem_as_configured_and_in_whole_huge_pages() -> None:
+    text = connect(rest="umem: {frames: 12289, frame_size: 2048, huge_pages: true}")
+    (worker,) = plan(text, device("eth1"), device("eth2")).workers
+    assert (worker.frames, worker.frame_size, worker.huge_pages) == (12289, 2048, True)
+    assert worker.umem_bytes == 13 * (2 << 20)  # 12288 frames are 12 huge pages exactly
+    text = text.replace("true", "false")
+    assert plan(text, device("eth1"), device("eth2")).memory_bytes == 12289 * 2048
+
+
+@pytest.mark.parametrize(("size", "mtu"), [(2048, 1770), (4096, 3818)])
+def test_largest_mtu_that_fits(size: int, mtu: int) -> None:
+    text = connect(rest=f"umem: {{frame_size: {size}}}")
+    assert plan(text, device("eth1", mtu=mtu), device("eth2")).workers
+    assert len(refusal(text, device("eth1", mtu=mtu + 1), device("eth2"))) == 1
+
+
+# ---- which CPU ------------------------------------------------------------------------------------
+
+TWO_PATHS = """\
+interfaces: {eth1: {}, eth2: {}}
+paths:
+  a: {reflect: eth1, cpus: CPUS}
+  b: {reflect: eth2}
+"""
+
+
+def test_listed_cpus_are_taken_in_order_and_again() -> None:
+    text = TWO_PATHS.replace("CPUS", "[3, 1]")
+    made = plan(text, device("eth1", queues=3), device("eth2"), cpus=(0, 1, 2, 3))
+    assert cpus_of(made) == {"a/0": 3, "a/1": 1, "a/2": 3, "b/0": 0}
+
+
+def test_auto_gives_every_worker_of_every_path_a_cpu_of_its_own() -> None:
+    made = plan(
+        TWO_PATHS.replace("CPUS", "auto"), device("eth1", queues=3), device("eth2"), cpus=(4, 5, 6, 7)
+    )
+    assert cpus_of(made) == {"a/0": 4, "a/1": 5, "a/2": 6, "b/0": 7}
+
+
+def test_auto_keeps_off_the_listed_cpus_and_shares_evenly() -> None:
+    made = plan(TWO_PATHS.replace("CPUS", "0"), device("eth1", queues=1), device("eth2", queues=3))
+    assert cpus_of(made) == {"a/0": 0, "b/0": 1, "b/1": 0, "b/2": 1}
+
+
+def test_auto_prefers_the_node_of_the_nic_then_a_free_cpu_of_another() -> None:
+    nodes = {0: 0, 1: 0, 2: 1, 3: 1}
+    made = plan(
+        TWO_PATHS.replace("CPUS", "auto"),
+        device("eth1", queues=3, node=1),
+        device("eth2", node=1),
+        cpus=(0, 1, 2, 3),
+        nodes=nodes,
+    )
+    assert cpus_of(made) == {"a/0": 2, "a/1": 3, "a/2": 0, "b/0": 1}
+
+
+def test_no_cpu_known_leaves_the_choice_to_the_scheduler() -> None:
+    assert cpus_of(plan(connect(), device("eth1"), device("eth2"), cpus=())) == {"wire/0": None}
+
+
+# ---- what is refused ------------------------------------------------------------------------------
+
+
+def test_missing_interface() -> None:
+    assert refusal(connect(), device("eth1")) == [
+        "x.yaml:3: interfaces.eth2: no such interface in this network namespace; `ip -br link` lists them"
+    ]
+
+
+def test_missing_queue() -> None:
+    text = connect("{queues: [1, 4-6, 9]}", "{queues: 0-4}")
+    assert refusal(text, device("eth1", queues=4), device("eth2", queues=5)) == [
+        "x.yaml:2: interfaces.eth1.queues: eth1 has 4 queues (0-3), so no queue 4-6, 9; choose among those "
+        "or run `ethtool -L eth1 combined 10`"
+    ]
+
+
+def test_missing_queue_of_an_interface_with_one() -> None:
+    text = connect("{queues: 1}", "{queues: 0}")
+    assert refusal(text, device("eth1", driver="veth"), device("eth2")) == [
+        "x.yaml:2: interfaces.eth1.queues: eth1 has 1 queue (0), so no queue 1; choose among those or run "
+        "`ethtool -L eth1 rx 2 tx 2`"
+    ]
+
+
+def test_too_few_tx_queues() -> None:
+    devices = device("eth1", queues=2, tx_queues=1, driver="veth"), device("eth2", queues=2)
+    assert refusal(connect(), *devices) == [
+        "x.yaml:2: interfaces.eth1.queues: eth1 has 1 TX queue and a worker sends on the queue it receives "
+        "from, here up to 1; run `ethtool -L eth1 rx 2 tx 2`"
+    ]
+    assert plan(connect("{queues: 0}", "{queues: 1}"), *devices).workers  # that one has its TX queue
+
+
+@pytest.mark.parametrize(("driver", "command"), [("ice", "combined 4"), ("veth", "rx 4 tx 4")])
+def test_unequal_queues_that_ethtool_mends(driver: str, command: str) -> None:
+    assert refusal(connect(), device("eth1", queues=4), device("eth2", driver=driver)) == [
+        "x.yaml:5: paths.wire.connect: 4 queues of eth1 but 1 of eth2 are selected, and a worker needs "
+        f"one of each: run `ethtool -L eth2 {command}` or select 1 in interfaces.eth1.queues"
+    ]
+
+
+def test_unequal_queues_that_a_selection_mends() -> None:
+    text = connect("{queues: [0, 1]}")
+    assert refusal(text, device("eth1", queues=4), device("eth2", queues=3)) == [
+        "x.yaml:5: paths.wire.connect: 3 queues of eth2 but 2 of eth1 are selected, and a worker needs "
+        "one of each: select 3 in interfaces.eth1.queues or select 2 in interfaces.eth2.queues"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "mtu", "text"),
+    [
+        (2048, 3818, "frames of 2048 bytes, which take up to 1770; set umem.frame_size: 4096 or run `ip"),
+        (2048, 9000, "frames of 2048 bytes, which take up to 1770; run `ip"),
+        (4096, 9000, "frames of 4096 bytes, which take up to 3818; run `ip"),
+    ],
+)
+def test_mtu_that_does_not_fit(size: int, mtu: int, text: str) -> None:
+    config_text = connect(rest=f"umem: {{frame_size: {size}}}")
+    largest = 1770 if size == 2048 else 3818
+    assert refusal(config_text, device("eth1"), device("eth2", mtu=mtu)) == [
+        f"x.yaml:3: interfaces.eth2: MTU {mtu} does not fit {text} link set dev eth2 mtu {largest}`"
+    ]
+
+
+def test_cpus_that_are_not_ours() -> None:
+    text = connect(path=", cpus: [0, 2, 8-9, 2]")
+    assert refusal(text, device("eth1"), device("eth2"), cpus=(0, 1, 4)) == [
+        "x.yaml:5: paths.wire.cpus: this process may not use CPU 2, 8-9; it may use 0-1, 4"
+    ]
+
+
+def test_all_problems_at_once_in_order_of_lines() -> None:
+    text = connect("{queues: 7}", "{}", ", cpus: 5", "umem: {frame_size: 2048}")
+    lines = refusal(text, device("eth1", mtu=2000), device("eth2", queues=2, mtu=2000))
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["x.yaml:2", "interfaces.eth1"],
+        ["x.yaml:2", "interfaces.eth1.queues"],
+        ["x.yaml:3", "interfaces.eth2"],
+        ["x.yaml:5", "paths.wire.connect"],
+        ["x.yaml:5", "paths.wire.cpus"],
+    ]
+
+
+# ---- what a worker loads --------------------------------------------------------------------------
+
+
+def test_importing_the_plan_loads_no_library_of_the_supervisor() -> None:
+    code = "import sys, xskd.plan; print(*{'pydantic', 'pyroute2', 'yaml'} & set(sys.modules))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout == "\n"
