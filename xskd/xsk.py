@@ -1,0 +1,426 @@
+"""AF_XDP sockets (XSKs) for Python: UMEM, the four rings, and batches of packets that are never copied.
+
+A UMEM is shared memory cut into frames. A socket belongs to one queue of one interface and moves frames
+through four rings: FILL (free frames for the kernel to receive into), RX (received packets), TX (packets to
+send) and completion (sent frames that come back). Everything works on batches; the inner loops are C
+(csrc/port.c), Python sees descriptors and memoryviews.
+
+This module knows nothing of the daemon and is a library of its own: docs/library.md shows how to use it. It
+must never raise a bare OSError (every failed call becomes an XskError that says what to change), never
+wait without a deadline, and never hand out a frame that the kernel may still write to.
+
+The kernel's side is described in Documentation/networking/af_xdp.rst of the Linux source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from xskd._forward import ffi, lib
+from xskd.errors import XskError
+from xskd.umem import Batch, Umem
+
+__all__ = ["BURST", "Batch", "Mode", "Rings", "Socket", "Statistics", "Umem"]
+
+Mode = Literal["auto", "zerocopy", "copy"]
+
+BURST: int = lib.XSKD_BURST
+MIN_TX_BUDGET = 32  # the kernel refuses less (and more than the TX ring has entries) with EACCES
+MAX_TX_BUDGET = 256  # frames a call; above that the call holds the socket's lock too long for a scrape
+BUSY_TIMEOUT = 5.0  # seconds: a closed socket frees its queue in the background, within 20 to 100 ms
+OFFSETS_WITH_FLAGS, OFFSETS_WITHOUT_FLAGS = 128, 96  # bytes of XDP_MMAP_OFFSETS since and before Linux 5.4
+STATISTICS_NEW, STATISTICS_OLD = 48, 24  # bytes of XDP_STATISTICS since and before Linux 5.9
+OLD_OFFSETS = struct.Struct("=12Q")
+SKB_OVERHEAD = 1024  # bytes that copy mode charges to the send buffer for a frame beyond its data, at most
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Entries of the four rings of a socket; each a power of two."""
+
+    fill: int = 4096
+    rx: int = 2048
+    tx: int = 2048
+    completion: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("fill", "rx", "tx", "completion"):
+            size = getattr(self, name)
+            if size < 1 or size & (size - 1):
+                raise XskError("Rings", key=f"rings.{name}", hint=f"{size} entries; must be a power of two")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """XDP_STATISTICS of one socket under the kernel's names: packets, or descriptors for *_descs.
+
+    `tx_ring_empty_descs` counts the kernel finding nothing to send and is benign. `rx_fill_ring_empty_descs`
+    belongs to the queue, not the socket. Kernels before 5.9 know only the first three; the others are 0.
+    """
+
+    rx_dropped: int = 0
+    rx_invalid_descs: int = 0
+    tx_invalid_descs: int = 0
+    rx_ring_full: int = 0
+    rx_fill_ring_empty_descs: int = 0
+    tx_ring_empty_descs: int = 0
+
+    @classmethod
+    def parse(cls, answer: bytes) -> Statistics:
+        """From the kernel's answer, 24 or 48 bytes; any other length raises XskError."""
+        if len(answer) not in (STATISTICS_OLD, STATISTICS_NEW):
+            hint = f"the kernel answered {len(answer)} bytes; 24 or 48 are known"
+            raise XskError("getsockopt(XDP_STATISTICS)", hint=hint)
+        return cls(*struct.unpack(f"={len(answer) // 8}Q", answer))
+
+
+class Socket:
+    """One XSK: a queue of an interface, bound to a UMEM.
+
+    `Socket.open` does everything at once. A daemon that splits the work between a privileged process and a
+    worker takes the steps one by one, in this order: construct (CAP_NET_RAW), `register` (first socket of
+    a UMEM), `set_up_rings`, `fill`, `bind`. The later steps need no capability, and `fd` continues a socket
+    that another process made. Without an XDP program that redirects to it, a socket receives nothing: see
+    xskd.xdp.
+    """
+
+    def __init__(
+        self,
+        umem: Umem,
+        interface: str,
+        queue: int,
+        *,
+        rings: Rings | None = None,
+        mtu: int = 1500,
+        fd: int | None = None,
+        ifindex: int | None = None,
+        index: int = 0,
+        counters: Any = None,
+    ) -> None:
+        self.umem, self.interface, self.queue = umem, interface, queue
+        self.rings = rings or Rings()
+        self.ifindex = _ifindex(interface) if ifindex is None else ifindex
+        self._socket = self._new_socket() if fd is None else socket.socket(fileno=fd)
+        self._maps: list[mmap.mmap] = []
+        self._buffers: list[Any] = []
+        self._counters = ffi.new("struct xskd_port_counters *") if counters is None else counters
+        self.port = ffi.new("struct xskd_port *")
+        self.port.umem = umem.struct
+        self.port.counters = self._counters
+        self.port.fd = self._socket.fileno()
+        self.port.index = index
+        self.port.max_length = min(mtu + 14 + 4, umem.frame_size)  # as in is_skb_forwardable()
+        self.zero_copy = False
+        self.zero_copy_refused: int | None = None
+        self.bind_retries = 0
+
+    @classmethod
+    def open(
+        cls,
+        umem: Umem,
+        interface: str,
+        queue: int,
+        *,
+        rings: Rings | None = None,
+        mode: Mode = "auto",
+        mtu: int = 1500,
+    ) -> Socket:
+        """A socket ready for traffic. Further sockets of the same UMEM share it (XDP_SHARED_UMEM).
+
+        `mtu` is the interface's, in bytes; longer packets are not transmitted. Raises XskError.
+        """
+        opened = cls(umem, interface, queue, rings=rings, mtu=mtu, index=umem.next_port())
+        try:
+            if umem.first_socket is None:
+                opened.register()
+            opened.set_up_rings()
+            opened.fill()
+            opened.bind(mode, share=umem.first_socket)
+        except XskError:
+            opened.close()
+            raise
+        umem.first_socket = umem.first_socket or opened
+        return opened
+
+    # ---- set-up ---------------------------------------------------------------------------------
+
+    def register(self) -> None:
+        """XDP_UMEM_REG: pin the UMEM's memory for this socket. Raises XskError."""
+        area = int(ffi.cast("uintptr_t", self.umem.struct.area))
+        request = ffi.new(
+            "struct xdp_umem_reg *",
+            {
+                "addr": area,
+                "len": self.umem.size,
+                "chunk_size": self.umem.frame_size,
+                "headroom": self.umem.headroom,
+            },
+        )
+        with self._call("XDP_UMEM_REG", key="umem"):
+            self._socket.setsockopt(lib.SOL_XDP, lib.XDP_UMEM_REG, bytes(ffi.buffer(request)))
+
+    def set_up_rings(self) -> None:
+        """Give the four rings their sizes and map them. Indices are taken from the rings. Raises XskError."""
+        for option, name in (
+            (lib.XDP_UMEM_FILL_RING, "fill"),
+            (lib.XDP_UMEM_COMPLETION_RING, "completion"),
+            (lib.XDP_RX_RING, "rx"),
+            (lib.XDP_TX_RING, "tx"),
+        ):
+            with self._call(f"XDP_{name.upper()}_RING", key=f"rings.{name}"):
+                self._socket.setsockopt(lib.SOL_XDP, option, getattr(self.rings, name))
+        self._size_send_buffer()
+        self._map_rings()
+
+    def fill(self) -> int:
+        """Put free frames on FILL, to the brim as far as there are any. Returns how many."""
+        return int(lib.xskd_refill(self.port))
+
+    def bind(
+        self,
+        mode: Mode = "auto",
+        *,
+        share: Socket | None = None,
+        share_fd: int | None = None,
+        busy_timeout: float = BUSY_TIMEOUT,
+    ) -> None:
+        """Bind to the queue in the given mode and read back which one it became (`zero_copy`).
+
+        `auto` asks for zero-copy first and then for copy, always explicitly: asked for neither, the kernel
+        falls back in silence. With `share` (a bound socket of the same UMEM) or its `share_fd` the mode is
+        that socket's. EBUSY is retried for `busy_timeout` seconds. Raises XskError.
+        """
+        if share is not None or share_fd is not None:
+            shared = share.fileno() if share is not None else share_fd
+            self._bind_retrying(lib.XDP_SHARED_UMEM, busy_timeout, shared)
+        elif mode == "copy" or (mode == "auto" and not self._bind_zero_copy(busy_timeout)):
+            self._bind_retrying(lib.XDP_COPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
+        elif mode == "zerocopy":
+            self._bind_retrying(lib.XDP_ZEROCOPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
+        with self._call("getsockopt(XDP_OPTIONS)"):
+            answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_OPTIONS, 4)
+        self.zero_copy = bool(struct.unpack("=I", answer)[0] & lib.XDP_OPTIONS_ZEROCOPY)
+
+    @property
+    def mode(self) -> Literal["zerocopy", "copy"]:
+        """What is really in use since `bind`."""
+        return "zerocopy" if self.zero_copy else "copy"
+
+    # ---- packets --------------------------------------------------------------------------------
+
+    def receive(self, count: int = BURST) -> Batch:
+        """Up to `count` packets that have arrived; an empty batch if there are none. Never waits.
+
+        FILL is refilled on the way, so calling this in a loop is all that receiving takes. Raises XskError
+        when the socket is dead (its device is gone).
+        """
+        self._refill()
+        batch = Batch(self.umem, count)
+        batch._end = lib.xskd_receive(self.port, batch._descs, count)
+        return batch
+
+    def transmit(self, batch: Batch) -> int:
+        """Send a batch, in order, and tell the kernel. Returns how many packets the TX ring took.
+
+        Those are gone from the batch; what is left may be transmitted again or released. A packet that no
+        interface of this MTU can send stops the batch there. Raises XskError when the socket is dead.
+        """
+        lib.xskd_complete(self.port)
+        sent = int(lib.xskd_transmit(self.port, batch._descs + batch._start, len(batch)))
+        batch._start += sent
+        self._check(lib.xskd_wakeup_tx(self.port))
+        return sent
+
+    def complete(self) -> int:
+        """Take sent frames back and go on sending what waits. Returns how many frames came back."""
+        done = int(lib.xskd_complete(self.port))
+        self._check(lib.xskd_wakeup_tx(self.port))
+        return done
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until a packet has arrived, at most `timeout` seconds. True if one has."""
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        self._refill()
+        return bool(poller.poll(timeout * 1000))
+
+    @property
+    def unsent(self) -> int:
+        """Frames submitted on TX that have not come back through the completion ring."""
+        return int(self.port.tx_side)
+
+    def statistics(self) -> Statistics:
+        """The kernel's six counters of this socket, from when it was made. Raises XskError."""
+        with self._call("getsockopt(XDP_STATISTICS)"):
+            answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_STATISTICS, STATISTICS_NEW)
+        return Statistics.parse(answer)
+
+    def fileno(self) -> int:
+        """The descriptor, for select, poll, an XSKMAP or another process."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Unmap the rings and close the socket; the queue is free a little later (till then: EBUSY)."""
+        for buffer in self._buffers:
+            ffi.release(buffer)
+        for mapped in self._maps:
+            mapped.close()
+        self._buffers, self._maps = [], []
+        self._socket.close()
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _new_socket(self) -> socket.socket:
+        hint = "this needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS"
+        with self._call("socket(AF_XDP)", hint=hint):
+            return socket.socket(lib.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+
+    def _size_send_buffer(self) -> None:
+        """Room for a full TX ring: copy mode charges every frame to the send buffer, and too small a one
+        shows as an endless EAGAIN. Without CAP_NET_ADMIN the system's limit applies, which is no error.
+        """
+        wanted = min(self.rings.tx * (self.umem.frame_size + SKB_OVERHEAD), 1 << 30)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, 33, wanted)  # SO_SNDBUFFORCE
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wanted)
+        budget = min(self.rings.tx, MAX_TX_BUDGET)
+        if budget >= MIN_TX_BUDGET:
+            with contextlib.suppress(OSError):  # unknown before Linux 6.18: then a call sends 32 frames
+                self._socket.setsockopt(lib.SOL_XDP, lib.XDP_MAX_TX_SKB_BUDGET, budget)
+
+    def _map_rings(self) -> None:
+        offsets = self._mmap_offsets()
+        for ring, offset, page, size, entry, produces in (
+            (lib.XSKD_FILL, offsets.fr, lib.XDP_UMEM_PGOFF_FILL_RING, self.rings.fill, 8, True),
+            (lib.XSKD_RX, offsets.rx, lib.XDP_PGOFF_RX_RING, self.rings.rx, 16, False),
+            (lib.XSKD_TX, offsets.tx, lib.XDP_PGOFF_TX_RING, self.rings.tx, 16, True),
+            (lib.XSKD_COMPLETION, offsets.cr, lib.XDP_UMEM_PGOFF_COMPLETION_RING, self.rings.completion, 8,
+             False),
+        ):  # fmt: skip
+            with self._call("mmap(ring)"):
+                flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+                mapped = mmap.mmap(self.fileno(), offset.desc + size * entry, flags, offset=page)
+            base = ffi.from_buffer("uint8_t[]", mapped, require_writable=True)
+            self._maps.append(mapped)
+            self._buffers.append(base)
+            at = self.port.rings[ring]
+            at.producer = ffi.cast("uint32_t *", base + offset.producer)
+            at.consumer = ffi.cast("uint32_t *", base + offset.consumer)
+            at.flags = ffi.cast("uint32_t *", base + offset.flags) if offset.flags else ffi.NULL
+            at.entries = base + offset.desc
+            at.size = size
+            at.own = (at.producer if produces else at.consumer)[0]
+
+    def _mmap_offsets(self) -> Any:
+        with self._call("getsockopt(XDP_MMAP_OFFSETS)"):
+            answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_MMAP_OFFSETS, OFFSETS_WITH_FLAGS)
+        return parse_mmap_offsets(answer)
+
+    def _bind_zero_copy(self, busy_timeout: float) -> bool:
+        """Try zero-copy; False if the driver will not, with the reason in `zero_copy_refused`."""
+        try:
+            self._bind_retrying(lib.XDP_ZEROCOPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
+        except XskError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, 524):  # 524: ENOTSUPP, kernel only
+                raise
+            self.zero_copy_refused = error.errno
+            return False
+        return True
+
+    def _bind_retrying(self, flags: int, busy_timeout: float, shared_fd: int | None = None) -> None:
+        """bind(), again while the queue is busy: the last socket's close is finished in the background."""
+        address = ffi.new("struct sockaddr_xdp *")
+        address.sxdp_family = lib.AF_XDP
+        address.sxdp_flags = flags
+        address.sxdp_ifindex = self.ifindex
+        address.sxdp_queue_id = self.queue
+        address.sxdp_shared_umem_fd = shared_fd or 0
+        deadline, pause = time.monotonic() + busy_timeout, 0.005
+        while lib.xskd_bind(self.fileno(), address) < 0:
+            if ffi.errno != errno.EBUSY or time.monotonic() + pause > deadline:
+                raise self._error("bind", ffi.errno, *_bind_advice(ffi.errno, self.queue))
+            self.bind_retries += 1
+            time.sleep(pause)
+            pause = min(pause * 2, 0.2)
+
+    def _refill(self) -> None:
+        lib.xskd_complete(self.port)
+        lib.xskd_refill(self.port)
+        self._check(lib.xskd_wakeup_rx(self.port))
+
+    def _check(self, error: int) -> None:
+        if error:
+            hint = "the socket is no longer bound: its device is gone" if error == errno.ENXIO else ""
+            raise self._error("wakeup", error, hint)
+
+    def _error(self, call: str, error: int | None, hint: str = "", key: str | None = None) -> XskError:
+        if key is not None and not key.startswith("umem"):
+            key = f"interfaces.{self.interface}.{key}"
+        return XskError(call, interface=self.interface, queue=self.queue, errno=error, key=key, hint=hint)
+
+    @contextlib.contextmanager
+    def _call(self, call: str, *, key: str | None = None, hint: str = "") -> Iterator[None]:
+        """An OSError inside becomes an XskError that names the call."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOBUFS and call == "XDP_UMEM_REG":
+                hint = f"{self.umem.size} bytes exceed RLIMIT_MEMLOCK; raise it or grant CAP_IPC_LOCK"
+            raise self._error(call, error.errno, hint, key) from error
+
+
+def parse_mmap_offsets(answer: bytes) -> Any:
+    """A struct xdp_mmap_offsets from the kernel's answer; `flags` 0 where the kernel has no need_wakeup."""
+    offsets = ffi.new("struct xdp_mmap_offsets *")
+    if len(answer) == OFFSETS_WITH_FLAGS:
+        ffi.buffer(offsets)[:] = answer
+    elif len(answer) == OFFSETS_WITHOUT_FLAGS:
+        words = OLD_OFFSETS.unpack(answer)
+        for i, ring in enumerate((offsets.rx, offsets.tx, offsets.fr, offsets.cr)):
+            ring.producer, ring.consumer, ring.desc = words[3 * i : 3 * i + 3]
+    else:
+        hint = f"the kernel answered {len(answer)} bytes; 96 or 128 are known"
+        raise XskError("getsockopt(XDP_MMAP_OFFSETS)", hint=hint)
+    return offsets
+
+
+def _ifindex(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as error:
+        hint = "no such interface in this network namespace; `ip -br link` lists them"
+        raise XskError("if_nametoindex", interface=interface, errno=error.errno, hint=hint) from error
+
+
+def _bind_advice(error: int, queue: int) -> tuple[str, str | None]:
+    """What an errno of bind means for the person who configured it, and the key to change."""
+    return {
+        errno.EBUSY: ("the queue is held by another AF_XDP socket; `ss -f xdp -ap` shows whose", "queues"),
+        errno.EINVAL: (
+            f"queue {queue} does not exist, or zero-copy cannot take the MTU with this frame size",
+            "queues",
+        ),
+        errno.EOPNOTSUPP: ("the driver has no zero-copy on this queue", "mode"),
+        errno.ENETDOWN: ("the interface is down; `ip link set IF up`", None),
+        errno.ENODEV: ("the interface is gone", None),
+        errno.EPERM: ("not permitted; the socket must be made with CAP_NET_RAW", None),
+    }.get(error, ("", None))
