@@ -1,0 +1,40 @@
+"""What the supervisor and a worker say to each other: JSON over a socket pair, once with descriptors.
+
+    supervisor -> worker    hello (plan, descriptors: UMEM, counter page, one XSK per port), stop
+    worker -> supervisor    bound, failed, stopped
+
+This module must never wait: whoever reads waits for the descriptor first, with a deadline of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+MAX_MESSAGE = 65536  # bytes
+MAX_DESCRIPTORS = 64
+STOP_SECONDS = 1.0  # a worker's time to drain its rings when it is told to stop
+
+Message = dict[str, Any]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new channel."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+    """Send one message; OSError if the other end is gone."""
+    data = json.dumps(message).encode()
+    if descriptors:
+        socket.send_fds(channel, [data], list(descriptors))
+    else:
+        channel.send(data)
+
+
+def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
+    """The next message with its descriptors; None when the other end is closed."""
+    data, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, MAX_DESCRIPTORS)
+    return (json.loads(data) if data else None), list(descriptors)
