@@ -18,24 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from xskd.errors import ConfigError, Problem
+from xskd.umem import HEADROOM, HUGE_PAGE
+from xskd.xsk import Rings
 
 if TYPE_CHECKING:
     from xskd.config import Config, Interface, PathConfig
     from xskd.netdev import NetDevice
 
-HEADROOM = 256  # bytes the kernel keeps in front of every packet (XDP_PACKET_HEADROOM, linux/bpf.h)
 LINK_HEADER = 14 + 2 * 4  # bytes in front of the MTU's: Ethernet and two VLAN tags
-HUGE_PAGE = 2 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Rings:
-    """Entries of the four rings of one AF_XDP socket."""
-
-    fill: int
-    rx: int
-    tx: int
-    completion: int
 
 
 @dataclass(frozen=True)

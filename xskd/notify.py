@@ -1,0 +1,37 @@
+"""Telling systemd how we are: the sd_notify protocol, through systemd-python.
+
+Every call is harmless where no systemd listens. This module must never decide what to say; daemon.py does.
+"""
+
+from __future__ import annotations
+
+import os
+
+from systemd.daemon import notify
+
+
+def ready(status: str) -> None:
+    """Everything that can be up is up."""
+    notify(f"READY=1\nSTATUS={status}")
+
+
+def status(text: str) -> None:
+    """One line for `systemctl status`."""
+    notify(f"STATUS={text}")
+
+
+def stopping() -> None:
+    """We have begun to stop."""
+    notify("STOPPING=1\nSTATUS=draining and stopping")
+
+
+def watchdog() -> None:
+    """We are alive, and so are our workers."""
+    notify("WATCHDOG=1")
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between two pings that systemd expects at the latest, halved; None if it expects none."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    meant_for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(microseconds) / 2e6 if microseconds.isdigit() and meant_for_us else None

@@ -1,0 +1,115 @@
+"""Making a worker process: its memory, its sockets, its program, and the wire to it.
+
+This is the part that needs rights: AF_XDP sockets, pinned memory. Everything a worker gets is made here and
+handed over; a dead worker's things are closed here, every copy, so that its queues are free for the next one.
+It must never decide when to start or stop a worker: that is daemon.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from xskd import channel
+from xskd.counters import CounterPage
+from xskd.plan import WorkerPlan
+from xskd.umem import Umem
+from xskd.xsk import Socket, Statistics
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+class WorkerProcess:
+    """One worker process from the supervisor's side. Raises XskError if its parts cannot be made."""
+
+    def __init__(self, plan: WorkerPlan, page: CounterPage) -> None:
+        self.plan = plan
+        self.sockets: list[Socket] = []
+        umem = Umem(plan.frames, plan.frame_size, huge_pages=plan.huge_pages)
+        try:
+            for index, port in enumerate(plan.ports):
+                made = Socket(
+                    umem, port.interface, port.queue, rings=port.rings, ifindex=port.ifindex, index=index
+                )
+                self.sockets.append(made)
+            self.sockets[0].register()
+            self.link, theirs = channel.pair()
+            with theirs:
+                self._process = _start(theirs.fileno())
+            descriptors = [umem.memfd, page.fd, *(s.fileno() for s in self.sockets)]
+            channel.send(self.link, {"plan": plan.to_json()}, descriptors)
+        except BaseException:
+            self._close_sockets()
+            raise
+        finally:
+            umem.close()  # the kernel and the worker hold the memory now; the supervisor never looks at it
+        self.link.setblocking(False)
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def receive(self) -> tuple[list[channel.Message], bool]:
+        """The messages that have arrived, and whether more can come. Never waits."""
+        messages: list[channel.Message] = []
+        while True:
+            try:
+                message, _ = channel.receive(self.link)
+            except BlockingIOError:
+                return messages, True
+            except ConnectionError:
+                return messages, False
+            if message is None:
+                return messages, False
+            messages.append(message)
+
+    def tell_to_stop(self) -> None:
+        """Ask it to drain and end; a worker that is dead already is as good."""
+        with contextlib.suppress(OSError):
+            channel.send(self.link, {"verb": "stop"})
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def statistics(self) -> list[Statistics]:
+        """The kernel's counters of each socket; they live as long as the socket, not the process."""
+        return [made.statistics() for made in self.sockets]
+
+    def exit_cause(self) -> str | None:
+        """Why the process ended, in a word fit for a label: `exit 1`, `SIGKILL`; None while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        return f"exit {status}" if status >= 0 else signal.Signals(-status).name
+
+    def close(self) -> None:
+        """Kill it if it still runs, reap it, and close every descriptor that was its."""
+        self._process.kill()
+        self._process.wait()
+        self._close_sockets()
+        self.link.close()
+        os.close(self.pidfd)
+
+    def _close_sockets(self) -> None:
+        for made in self.sockets:
+            made.close()
+        self.sockets = []
+
+
+def _start(descriptor: int) -> subprocess.Popen[bytes]:
+    """A fresh interpreter that knows nothing but its end of the channel."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-P", "-s", "-m", "xskd.worker", str(descriptor)]
+    return subprocess.Popen(
+        command, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, env=environment, cwd="/"
+    )
+
+
+def sum_statistics(base: Statistics, now: Statistics) -> Statistics:
+    """Field by field: counters of a socket go on where its predecessor's ended."""
+    before, after = asdict(base), asdict(now)
+    return Statistics(**{name: before[name] + after[name] for name in before})
