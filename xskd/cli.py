@@ -1,0 +1,104 @@
+"""The command line: `xskd run | check | status | schema`.
+
+The only module that prints to standard output and the only one that picks an exit status:
+
+    0   done
+    1   a bug: a traceback is above; please report it
+    2   the configuration is wrong, or the command line is
+    3   nothing could be started, or no daemon answers
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from xskd import __version__
+from xskd.errors import ConfigError, XskdError
+
+EXIT_OK, EXIT_CONFIG, EXIT_UNAVAILABLE = 0, 2, 3
+DEFAULT_CONFIG = Path("/etc/xskd/xskd.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.verb(options))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    except XskdError as error:
+        print(f"xskd: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xskd", description="An AF_XDP packet forwarder.")
+    parser.add_argument("--version", action="version", version=f"xskd {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    run = verbs.add_parser("run", help="forward packets until stopped")
+    run.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    run.set_defaults(verb=_run)
+    check = verbs.add_parser("check", help="check a configuration against this machine and show its plan")
+    check.add_argument("config", type=Path, nargs="?", default=DEFAULT_CONFIG, metavar="FILE")
+    check.set_defaults(verb=_check)
+    status = verbs.add_parser("status", help="ask the running daemon how it is")
+    status.add_argument("--json", action="store_true", help="the whole picture for a program")
+    status.add_argument("--socket", type=Path, metavar="PATH", help="its control socket")
+    status.add_argument("-c", "--config", type=Path, metavar="FILE", help="take the socket from this file")
+    status.set_defaults(verb=_status)
+    schema = verbs.add_parser("schema", help="print the configuration's JSON Schema, for editors")
+    schema.set_defaults(verb=_schema)
+    return parser
+
+
+# Each verb imports what it needs when it runs: `xskd status` must not wait for the daemon's libraries.
+# ruff: noqa: PLC0415
+
+
+def _run(options: argparse.Namespace) -> int:
+    from xskd import logs, machine, service
+
+    plan = machine.plan(options.config)
+    logs.set_up(plan.log_level)
+    asyncio.run(service.serve(plan))
+    return EXIT_OK
+
+
+def _check(options: argparse.Namespace) -> int:
+    from xskd import machine, show
+
+    show.plan(machine.plan(options.config))
+    return EXIT_OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from xskd import config, control, show
+
+    path = options.socket
+    if path is None:
+        where = options.config or DEFAULT_CONFIG
+        known = options.config is not None or where.exists()
+        path = (config.load(where).control if known else config.Control()).socket
+    answer = control.ask(path, "status")["status"]
+    if options.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        show.status(answer)
+    return EXIT_OK
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from xskd import config
+
+    print(json.dumps(config.schema(), indent=2))
+    return EXIT_OK

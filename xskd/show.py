@@ -1,0 +1,100 @@
+"""What the verbs show to a person: plans and states as tables.
+
+This module must never ask the daemon or the kernel anything; it is given what it draws.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from xskd.plan import Plan
+
+MIB = 1 << 20
+
+
+def plan(what: Plan) -> None:
+    """The plan of `xskd check`: which process gets which queues, CPU and memory."""
+    console = Console()
+    table = _table("worker", "does", "queues", "poll", "CPU", "frames", "UMEM")
+    for worker in what.workers:
+        table.add_row(
+            worker.name,
+            worker.kind,
+            ", ".join(f"{port.interface} queue {port.queue} ({port.mode})" for port in worker.ports),
+            worker.poll,
+            "any" if worker.cpu is None else str(worker.cpu),
+            f"{worker.frames} x {worker.frame_size}",
+            f"{worker.umem_bytes / MIB:.0f} MiB",
+        )
+    console.print(table)
+    for interface in what.interfaces:
+        console.print(
+            f"{interface.name}: XDP program {interface.attach}, {interface.queues} queues;"
+            f" packets of a queue without a worker: {interface.fallback}",
+            highlight=False,
+        )
+    listen = what.metrics_listen
+    where = f"http://{listen[0]}:{listen[1]}/metrics" if listen else "off"
+    console.print(f"metrics: {where}; control socket: {what.control_socket}", highlight=False)
+    console.print(f"packet memory in all: {what.memory_bytes / MIB:.0f} MiB", highlight=False)
+
+
+def status(picture: dict[str, Any]) -> None:
+    """The answer of `xskd status`, on one screen."""
+    console = Console()
+    style = "green" if picture["ready"] and "not forwarding" not in picture["text"] else "red"
+    console.print(f"xskd {picture['version']}, pid {picture['pid']}: [{style}]{picture['text']}[/]")
+    console.print(status_table(picture))
+    for worker in picture["workers"]:
+        if worker["last_error"]:
+            console.print(f"[red]{worker['name']}[/]: {worker['last_error']}", highlight=False)
+
+
+def status_table(picture: dict[str, Any], before: dict[str, Any] | None = None, seconds: float = 0) -> Table:
+    """A row per socket. With an earlier picture and the seconds since, packets are shown as rates."""
+    unit = "/s" if before else ""
+    table = _table(
+        "worker", "state", "interface", "queue", "mode", f"rx{unit}", f"tx{unit}", "dropped", "lost by kernel"
+    )
+    for number, worker in enumerate(picture["workers"]):
+        for index, port in enumerate(worker["ports"]):
+            earlier = before["workers"][number]["ports"][index] if before else None
+            table.add_row(
+                worker["name"] if index == 0 else "",
+                _coloured(worker["state"]) if index == 0 else "",
+                port["interface"],
+                str(port["queue"]),
+                port["mode"] or "-",
+                _amount(port, earlier, "rx_packets", seconds),
+                _amount(port, earlier, "tx_packets", seconds),
+                _losses(port["counters"]["drops"]),
+                _losses({name: port["kernel"][name] for name in ("rx_dropped", "rx_ring_full")}),
+            )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        numeric = column.startswith(("rx", "tx")) or column in {"queue", "CPU", "UMEM"}
+        table.add_column(column, justify="right" if numeric else "left")
+    return table
+
+
+def _coloured(state: str) -> str:
+    return f"[{'green' if state == 'forwarding' else 'red'}]{state}[/]"
+
+
+def _amount(port: dict[str, Any], earlier: dict[str, Any] | None, name: str, seconds: float) -> str:
+    count = port["counters"][name]
+    if earlier is not None and seconds > 0:
+        count = round((count - earlier["counters"][name]) / seconds)
+    return f"{count:,}"
+
+
+def _losses(counts: dict[str, int]) -> str:
+    some = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return f"[red]{some}[/]" if some else "0"
