@@ -54,19 +54,16 @@ def status(picture: dict[str, Any]) -> None:
 
 
 def status_table(picture: dict[str, Any], before: dict[str, Any] | None = None, seconds: float = 0) -> Table:
-    """A row per socket. With an earlier picture and the seconds since, packets are shown as rates."""
+    """A row per socket; with an earlier picture and the seconds since, packets are shown as rates."""
     unit = "/s" if before else ""
-    table = _table(
-        "worker", "state", "interface", "queue", "mode", f"rx{unit}", f"tx{unit}", "dropped", "lost by kernel"
-    )
+    table = _table("worker", "state", "port", "mode", f"rx{unit}", f"tx{unit}", "dropped", "kernel lost")
     for number, worker in enumerate(picture["workers"]):
         for index, port in enumerate(worker["ports"]):
             earlier = before["workers"][number]["ports"][index] if before else None
             table.add_row(
                 worker["name"] if index == 0 else "",
                 _coloured(worker["state"]) if index == 0 else "",
-                port["interface"],
-                str(port["queue"]),
+                f"{port['interface']}:{port['queue']}",
                 port["mode"] or "-",
                 _amount(port, earlier, "rx_packets", seconds),
                 _amount(port, earlier, "tx_packets", seconds),
@@ -79,7 +76,7 @@ def status_table(picture: dict[str, Any], before: dict[str, Any] | None = None, 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        numeric = column.startswith(("rx", "tx")) or column in {"queue", "CPU", "UMEM"}
+        numeric = column.startswith(("rx", "tx")) or column in {"CPU", "UMEM"}
         table.add_column(column, justify="right" if numeric else "left")
     return table
 
