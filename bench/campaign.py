@@ -1,0 +1,103 @@
+"""A whole comparison: every contender in every case, in turns, several rounds, and the record of it all.
+
+Contenders take turns within a round and rounds follow each other, so that a machine that changes its speed
+changes it for everyone. The order within a round rotates. A contender that fails is named in the record and
+left out of that case; it never ends the campaign.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from bench import latency, machine, throughput
+from bench.contenders import ALL, CONNECT, REFLECT, Contender
+from bench.latency import Delay
+from bench.measurement import M, throw_away_other_phases, try_often, usual_speed
+from bench.stand import NotForwardingError
+from bench.throughput import Run
+
+CASES = tuple((mode, size) for mode in (CONNECT, REFLECT) for size in (64, 1500))
+
+
+@dataclass
+class Record:
+    """Everything known about one campaign."""
+
+    when: str
+    machine: dict[str, str | int]
+    mode: str
+    settings: dict[str, float]
+    versions: dict[str, str]
+    missing: dict[str, str]
+    failures: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    delays: list[Delay] = field(default_factory=list)
+
+    def write(self, folder: Path) -> Path:
+        """Keep the record under its date."""
+        path = folder / f"{self.when.replace(':', '')}.json"
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a record that was kept."""
+        kept = json.loads(path.read_text())
+        kept["runs"] = [Run(**run) for run in kept["runs"]]
+        kept["delays"] = [Delay(**delay) for delay in kept["delays"]]
+        return cls(**kept)
+
+
+def compare(rounds: int, seconds: float, budget: float, only: list[str]) -> Record:
+    """Carry out the campaign; no round begins that would, by the pace so far, end after the budget."""
+    chosen = [one for one in ALL if not only or any(word in one.name for word in only)]
+    present = [one for one in chosen if not one.missing()]
+    record = Record(
+        when=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        machine=machine.facts(),
+        mode="veth, native XDP; AF_XDP in copy mode; one queue",
+        settings={"rounds": rounds, "seconds": seconds},
+        versions={one.name: one.version() for one in present},
+        missing={one.name: one.missing() for one in chosen if one.missing()},
+    )
+    start = time.monotonic()
+    for number in range(rounds):
+        if number and (time.monotonic() - start) / number * (number + 1) > budget:
+            record.settings["rounds"] = number
+            break
+        _round(record, number, _rotated(present, number), seconds)
+    speed = usual_speed([*record.runs, *record.delays])
+    record.runs = throw_away_other_phases(record.runs, speed)
+    record.delays = throw_away_other_phases(record.delays, speed)
+    return record
+
+
+def _round(record: Record, number: int, contenders: list[Contender], seconds: float) -> None:
+    for mode, size in CASES:
+        for one in contenders:
+            if mode in one.modes:
+                record.runs += _attempt(record, partial(throughput.measure, one, mode, size, seconds, number))
+    for one in contenders:
+        record.delays += _attempt(record, partial(latency.measure, one, seconds, number))
+
+
+def _rotated(contenders: list[Contender], by: int) -> list[Contender]:
+    by %= max(len(contenders), 1)
+    return contenders[by:] + contenders[:by]
+
+
+def _attempt(record: Record, measure: Callable[[], M]) -> Iterator[M]:
+    """Measure, tell how it went, and let a failure be a line in the record."""
+    try:
+        for one in try_often(measure):
+            print(one, file=sys.stderr, flush=True)
+            yield one
+    except NotForwardingError as error:
+        record.failures.append(str(error))
+        print(error, file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""The test stand: the lab with one contender forwarding in it, for one measurement.
+
+No contender is asked whether it is ready: probes are sent until all of a burst arrives. The way in and the
+way back are the same for everyone. A stand must be gone before the next one is set up.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import bpf
+from bench.contenders import CONNECT, Contender
+from bench.generator import udp_frame
+from bench.machine import Cpu, Usage
+from lab import Counters, Topology, entered
+
+_READY_WITHIN = 20.0  # seconds
+_PROBES = 64
+
+
+class NotForwardingError(Exception):
+    """A contender let no packet through in time; the text ends with what it printed."""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A lab in which packets are being forwarded."""
+
+    lab: Topology
+    mode: str
+    kernel_threads: set[int] = field(default_factory=set)
+
+    @property
+    def sink(self) -> str:
+        """Return the host at which forwarded packets arrive."""
+        return self.lab.hosts[1 if self.mode == CONNECT else 0]
+
+    def offered(self) -> int:
+        """Count what the generator has tried to send."""
+        counters = self.lab.counters(self.lab.hosts[0], "eth0")
+        return counters.tx_packets + counters.tx_dropped
+
+    def arrived(self) -> Counters:
+        """Count what has come through."""
+        return self.lab.counters(self.sink, "eth0")
+
+    def forwarder(self) -> set[int]:
+        """Return every process and kernel thread that forwards."""
+        listed = self.lab.run(self.lab.dut, "ip", "netns", "pids", self.lab.dut).stdout.split()
+        return {int(pid) for pid in listed} | self.kernel_threads
+
+    def cpu_between(self, first: Usage, second: Usage) -> Cpu:
+        """Return what forwarding cost between two moments."""
+        pids = self.forwarder()
+        return second.of(pids) - first.of(pids)
+
+
+@contextmanager
+def stand(contender: Contender, mode: str, *, flooded: bool) -> Iterator[Stand]:
+    """Set up the lab, start the contender, wait until it forwards; everything is gone afterwards.
+
+    For a flood, the far end drops what arrives, and a forwarder inside the kernel gets a CPU of its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as workdir, Topology("xskd-bench") as lab:
+        made = Stand(lab, mode)
+        if flooded:
+            # The cheapest end of the road; and XDP_TX of a veth wakes up its peer only if that has a program.
+            with entered(made.sink):
+                bpf.attach(bpf.DROP, "eth0")
+        contender.start(lab, mode, Path(workdir))
+        if flooded:
+            made.kernel_threads.update(contender.own_core(lab))
+        _wait_until_forwarding(made, contender, Path(workdir))
+        yield made
+
+
+def _wait_until_forwarding(made: Stand, contender: Contender, workdir: Path) -> None:
+    deadline = time.monotonic() + _READY_WITHIN
+    while time.monotonic() < deadline:
+        before = made.arrived().rx_packets
+        with entered(made.lab.hosts[0]):
+            bpf.send_live(udp_frame(64), "eth0", _PROBES)
+        time.sleep(0.1)
+        if made.arrived().rx_packets - before >= _PROBES:
+            return
+    log = workdir / "log"
+    said = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+    raise NotForwardingError(f"{contender.name} forwards nothing in {made.mode}{os.linesep}{said}")

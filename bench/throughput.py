@@ -1,0 +1,85 @@
+"""Speed: packets delivered in a window of some seconds under a flood, and what each cost."""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from bench import machine
+from bench.contenders import Contender
+from bench.measurement import Measurement
+from bench.stand import Stand, stand
+
+_WARM_UP = 0.7  # seconds from the start of the generator's process; it floods after some 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Measurement):
+    """One measurement of speed."""
+
+    mode: str
+    frame_bytes: int
+    seconds: float
+    packets: int
+    offered: int
+    user_seconds: float
+    system_seconds: float
+
+    @override
+    def figures(self) -> str:
+        return f"{self.mode} {self.frame_bytes}: {self.kpps:.0f} kpps, {self.cpu_ns:.0f} ns a packet"
+
+    @property
+    def kpps(self) -> float:
+        """Thousand packets a second, delivered."""
+        return self.packets / self.seconds / 1e3
+
+    @property
+    def cpu_ns(self) -> float:
+        """CPU nanoseconds per delivered packet."""
+        return (self.user_seconds + self.system_seconds) / max(self.packets, 1) * 1e9
+
+    @property
+    def user_share(self) -> float:
+        """User space's part of the forwarder's CPU time."""
+        return self.user_seconds / max(self.user_seconds + self.system_seconds, 1e-9)
+
+
+def measure(contender: Contender, mode: str, frame_bytes: int, seconds: float, number: int) -> Run:
+    """Set up, flood, count, tear down."""
+    speed_before = machine.speed()
+    with stand(contender, mode, flooded=True) as made:
+        generator = _flood(made, frame_bytes)
+        time.sleep(_WARM_UP)
+        first, offered_before = machine.Usage.now(), made.offered()
+        before, start = made.arrived(), time.monotonic()
+        time.sleep(seconds)
+        after, end = made.arrived(), time.monotonic()
+        second, offered_after = machine.Usage.now(), made.offered()
+        cpu = made.cpu_between(first, second)
+        ours = made.forwarder() | {generator.pid}
+        strangers = (second.strangers(ours) - first.strangers(ours)) / (end - start)
+        if generator.poll() is not None:
+            raise RuntimeError(f"the generator ended early, exit status {generator.returncode}")
+    return Run(
+        round=number,
+        contender=contender.name,
+        mode=mode,
+        frame_bytes=frame_bytes,
+        seconds=end - start,
+        packets=after.rx_packets - before.rx_packets,
+        offered=offered_after - offered_before,
+        user_seconds=cpu.user,
+        system_seconds=cpu.system,
+        strangers=strangers,
+        speed_before=speed_before,
+        speed_after=machine.speed(),
+    )
+
+
+def _flood(made: Stand, frame_bytes: int) -> subprocess.Popen[bytes]:
+    pinned = ("taskset", "-c", str(machine.LOAD_CPU))
+    generator = (sys.executable, "-m", "bench.generator", str(frame_bytes))
+    return made.lab.popen(made.lab.hosts[0], *pinned, *generator)
