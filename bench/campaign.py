@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from bench import latency, machine, throughput
+from bench import latency, machine, scaling, throughput
 from bench.contenders import ALL, CONNECT, REFLECT, Contender
 from bench.latency import Delay
 from bench.measurement import M, throw_away_other_phases, try_often, usual_speed
+from bench.scaling import Scaling
 from bench.stand import NotForwardingError
 from bench.throughput import Run
 
@@ -38,6 +39,7 @@ class Record:
     failures: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     delays: list[Delay] = field(default_factory=list)
+    scalings: list[Scaling] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:
         """Keep the record under its date."""
@@ -51,6 +53,7 @@ class Record:
         kept = json.loads(path.read_text())
         kept["runs"] = [Run(**run) for run in kept["runs"]]
         kept["delays"] = [Delay(**delay) for delay in kept["delays"]]
+        kept["scalings"] = [Scaling(**one) for one in kept.get("scalings", [])]
         return cls(**kept)
 
 
@@ -85,6 +88,8 @@ def _round(record: Record, number: int, contenders: list[Contender], seconds: fl
                 record.runs += _attempt(record, partial(throughput.measure, one, mode, size, seconds, number))
     for one in contenders:
         record.delays += _attempt(record, partial(latency.measure, one, seconds, number))
+    if any(one.name == "xskd" for one in contenders):
+        record.scalings += _attempt(record, partial(scaling.measure, seconds, number))
 
 
 def _rotated(contenders: list[Contender], by: int) -> list[Contender]:

@@ -111,7 +111,7 @@ class AfPacket(Contender):
     @override
     def start(self, lab: Topology, mode: str, workdir: Path) -> None:
         devs = lab.dut_devs if mode == CONNECT else lab.dut_devs[:1]
-        _launch(lab, workdir, *_PINNED, sys.executable, "-m", "bench.afpacket", *devs)
+        launch(lab, workdir, *_PINNED, sys.executable, "-m", "bench.afpacket", *devs)
 
 
 class Testpmd(Contender):
@@ -132,7 +132,7 @@ class Testpmd(Contender):
     @override
     def start(self, lab: Topology, mode: str, workdir: Path) -> None:
         devs = lab.dut_devs if mode == CONNECT else lab.dut_devs[:1]
-        _launch(
+        launch(
             lab,
             workdir,
             # The main thread waits for a key; only the other one works. The prefix keeps two runs apart.
@@ -147,11 +147,11 @@ class Testpmd(Contender):
 _XSKD_YAML = {
     CONNECT: f"""
 interfaces: {{eth1: {{}}, eth2: {{}}}}
-paths: {{bench: {{connect: [eth1, eth2], cpus: [{FORWARDER_CPU}]}}}}
+paths: {{bench: {{connect: [eth1, eth2], cpus: [{FORWARDER_CPU}], poll: %s}}}}
 """,
     REFLECT: f"""
 interfaces: {{eth1: {{}}}}
-paths: {{bench: {{reflect: eth1, cpus: [{FORWARDER_CPU}]}}}}
+paths: {{bench: {{reflect: eth1, cpus: [{FORWARDER_CPU}], poll: %s}}}}
 """,
 }
 
@@ -160,6 +160,7 @@ class Xskd(Contender):
     """What this project makes, with its defaults."""
 
     name = "xskd"
+    poll = "adaptive"
 
     @override
     def missing(self) -> str:
@@ -175,14 +176,22 @@ class Xskd(Contender):
     @override
     def start(self, lab: Topology, mode: str, workdir: Path) -> None:
         config = workdir / "xskd.yaml"
-        config.write_text(_XSKD_YAML[mode])
-        _launch(lab, workdir, *_PINNED, sys.executable, "-m", "xskd", "run", "-c", str(config))
+        config.write_text(_XSKD_YAML[mode] % self.poll)
+        launch(lab, workdir, *_PINNED, sys.executable, "-m", "xskd", "run", "-c", str(config))
 
 
-ALL: tuple[Contender, ...] = (Xskd(), Testpmd(), AfPacket(), Bridge(), Redirect())
+class XskdSpinning(Xskd):
+    """The same, never sleeping, as testpmd: tells the wakeup of poll() from what is ours."""
+
+    name = "xskd, poll: busy"
+    modes = ()  # under a flood nothing ever sleeps
+    poll = "busy"
 
 
-def _launch(lab: Topology, workdir: Path, *command: str) -> None:
+ALL: tuple[Contender, ...] = (Xskd(), XskdSpinning(), Testpmd(), AfPacket(), Bridge(), Redirect())
+
+
+def launch(lab: Topology, workdir: Path, *command: str) -> None:
     """Start a process in the dut; what it says is shown if it never forwards anything."""
     with (workdir / "log").open("wb") as log:
         lab.popen(lab.dut, *command, stdin=subprocess.PIPE, stdout=log, stderr=log)

@@ -1,20 +1,16 @@
-"""Latency: how long a packet of a quiet stream, 1,000 a second, takes from h0 through the forwarder to h1.
+"""Latency: the round trip of a quiet stream, 1,000 packets a second, from h0 through the forwarder to h1.
 
-One process holds a UDP socket in either host. The time of departure travels in the packet, taken just
-before the system call that sends it; the time of arrival is the kernel's own (SO_TIMESTAMPNS), so how late
-this process wakes up is not in the figures. What is, the same for everyone: one UDP send, two veth links,
-and the forwarder.
+The stream is ping's: h1 answers inside the kernel, and ping takes the kernel's own time of arrival, so no
+process but the forwarder is on the way. Both directions are forwarded; the rest, the same for everyone, is
+one send, four veth links and the answer.
 
 Forwarders inside the kernel work in the sender's context here, as they do by default.
 """
 
 import math
-import os
-import socket
-import struct
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -23,15 +19,12 @@ from bench import machine
 from bench.contenders import CONNECT, Contender
 from bench.measurement import Measurement
 from bench.stand import Stand, stand
-from lab import Topology, entered
+from lab import Topology
 
 _RATE = 1000  # packets a second
 _WARM_UP = 200  # packets: caches, and the kernel switches timestamps on with a delay
-_PORT = 7777
-_PAYLOAD = struct.Struct("=QQ")  # number of the packet, nanoseconds of departure
-_TIMESPEC = struct.Struct("=qq")
-_SO_TIMESTAMPNS = 35  # not in Python's socket module
-_IDLE_WINDOW = 1.0  # seconds
+_IDLE_WINDOW = 2.0  # seconds
+_ANSWER = re.compile(r"icmp_seq=(\d+) .* time=([\d.]+) ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,49 +83,16 @@ def _cpu_while(made: Stand, work: Callable[[], object]) -> tuple[float, float]:
 
 
 def _stream(made: Stand, packets: int) -> list[float]:
-    """Send the stream and return the microseconds each packet took that arrived."""
-    affinity = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {machine.LOAD_CPU})
-    try:
-        with _sockets(made) as (sender, receiver):
-            delays: list[float] = []
-            start = time.monotonic()
-            for number in range(packets + _WARM_UP):
-                time.sleep(max(0.0, start + number / _RATE - time.monotonic()))
-                delays.extend(_received(receiver))  # of the packets before: nothing is in flight now
-                sender.send(_PAYLOAD.pack(number, time.clock_gettime_ns(time.CLOCK_REALTIME)))
-            time.sleep(0.5)
-            delays.extend(_received(receiver))
-            return delays
-    finally:
-        os.sched_setaffinity(0, affinity)
-
-
-@contextmanager
-def _sockets(made: Stand) -> Iterator[tuple[socket.socket, socket.socket]]:
-    with ExitStack() as stack:
-        with entered(made.lab.hosts[0]):
-            sender = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            sender.connect((Topology.ip_of(1), _PORT))
-        with entered(made.lab.hosts[1]):
-            receiver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            receiver.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            receiver.bind((Topology.ip_of(1), _PORT))
-            receiver.setblocking(False)
-        yield sender, receiver
-
-
-def _received(receiver: socket.socket) -> Iterator[float]:
-    """Yield the delay of every packet that waits in the socket, without those of the warm-up."""
-    while True:
-        try:
-            data, control, _, _ = receiver.recvmsg(_PAYLOAD.size, 64)
-        except BlockingIOError:
-            return
-        number, departure = _PAYLOAD.unpack(data)
-        seconds, nanoseconds = _TIMESPEC.unpack(control[0][2][: _TIMESPEC.size])
-        if number >= _WARM_UP:
-            yield (seconds * 1_000_000_000 + nanoseconds - departure) / 1e3
+    """Send the stream and return the microseconds of every round trip that came back."""
+    said = made.lab.run(
+        made.lab.hosts[0],
+        *("taskset", "-c", str(machine.LOAD_CPU), "ping", "-i", str(1 / _RATE), "-W", "1", "-s", "18"),
+        *("-c", str(packets + _WARM_UP), Topology.ip_of(1)),
+        check=False,
+        timeout=packets / _RATE * 2 + 30,
+    )
+    answers = (_ANSWER.search(line) for line in said.stdout.splitlines())
+    return [float(answer[2]) * 1e3 for answer in answers if answer and int(answer[1]) > _WARM_UP]
 
 
 def _quantile(ordered: list[float], part: float) -> float:

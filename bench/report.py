@@ -12,7 +12,8 @@ from statistics import median
 from bench.campaign import CASES, Record
 from bench.contenders import Redirect
 from bench.latency import Delay
-from bench.measurement import M
+from bench.measurement import M, Measurement
+from bench.scaling import Scaling
 from bench.throughput import Run
 
 _XSKD, _LIMIT, _OTHERS = "#2b6cb0", "#d0d0d0", "#8a97a8"  # colours
@@ -33,13 +34,14 @@ def markdown(record: Record) -> str:
             [run for run in record.runs if (run.mode, run.frame_bytes) == (mode, size)], mode, size
         )
     lines += _latency_table(record.delays)
+    lines += _scaling_lines(record.scalings)
     lines += [
         "Versions: " + "; ".join(f"{name}: {version}" for name, version in record.versions.items()) + ".",
         "",
     ]
     lines += [f"Not measured: {name}, lacks {what}." for name, what in record.missing.items()]
     lines += [f"Failed: {failure.splitlines()[0]}." for failure in record.failures]
-    lines += [_thrown_away([*record.runs, *record.delays])]
+    lines += [_thrown_away([*record.runs, *record.delays, *record.scalings])]
     return "\n".join(lines) + "\n"
 
 
@@ -63,7 +65,7 @@ def _speed_table(runs: Sequence[Run], mode: str, size: int) -> list[str]:
 
 def _latency_table(delays: Sequence[Delay]) -> list[str]:
     lines = [
-        "**one way through `connect`, 1,000 packets/s, microseconds**",
+        "**round trip through `connect` (ping), 1,000 packets/s, microseconds**",
         "",
         "| forwarder | p50 | p99 | p99.9 | CPU idle | CPU at 1,000/s | lost | runs |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -83,6 +85,20 @@ def _latency_table(delays: Sequence[Delay]) -> list[str]:
     return [*lines, ""]
 
 
+def _scaling_lines(scalings: Sequence[Scaling]) -> list[str]:
+    good = [one for one in scalings if not one.thrown_away]
+    if not good:
+        return []
+    return [
+        "**two queues on two CPUs, each with its own load on the same CPU**",
+        "",
+        f"Both at once reach {_spread(good, lambda one: one.ratio, 2)} of the sum of each alone: "
+        f"{_spread(good, lambda one: one.together)} thousand packets/s against "
+        f"{_spread(good, lambda one: sum(one.alone))}; 1.00 is no loss.",
+        "",
+    ]
+
+
 def _kept(measurements: Sequence[M]) -> dict[str, list[M]]:
     """Group what may count by contender; one of which nothing is left keeps its (empty) place."""
     return {
@@ -99,7 +115,7 @@ def _spread(good: Sequence[M], figure: Callable[[M], float], digits: int = 0) ->
     return f"{middle} ({low} to {high})"
 
 
-def _thrown_away(measurements: Sequence[Run | Delay]) -> str:
+def _thrown_away(measurements: Sequence[Measurement]) -> str:
     reasons = Counter(one.thrown_away.split(" ")[0] for one in measurements if one.thrown_away)
     return (
         f"{len(measurements)} measurements were made and {reasons.total()} of them thrown away: "
