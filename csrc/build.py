@@ -16,9 +16,9 @@ ROOT = HERE.parent
 # Not -Werror: a newer compiler on somebody's machine must not stop an installation. The tests compile the
 # same files with it.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
-# The loop is compiled for speed whatever Python itself was built with; unrolling is worth a tenth of its
-# instructions, see bench/README.md.
-OPTIMISE = ["-O2", "-funroll-loops", "-std=gnu11"]
+# The loop is compiled for speed whatever Python itself was built with. More than -O2 does not make it any
+# shorter: tests/native/test_instructions.py counts.
+OPTIMISE = ["-O2", "-std=gnu11"]
 
 
 def declarations(header: str) -> str:
@@ -29,7 +29,8 @@ def declarations(header: str) -> str:
 
 
 forward = FFI()
-forward.cdef("""
+forward.cdef(
+    """
 struct xdp_desc { uint64_t addr; uint32_t len; uint32_t options; ...; };
 struct sockaddr_xdp { uint16_t sxdp_family, sxdp_flags; uint32_t sxdp_ifindex, sxdp_queue_id,
                       sxdp_shared_umem_fd; ...; };
@@ -48,8 +49,12 @@ static const int PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AM
 int xskd_bind(int fd, const struct sockaddr_xdp *address);
 int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long);
 int xskd_drop_capabilities(void);
-""" + declarations("forward.h"))
-forward.set_source("xskd._forward", """
+"""
+    + declarations("forward.h")
+)
+forward.set_source(
+    "xskd._forward",
+    """
 #include <errno.h>
 #include <linux/capability.h>
 #include <linux/if_xdp.h>
@@ -75,9 +80,12 @@ static int xskd_drop_capabilities(void)
 
 	return (int)syscall(SYS_capset, &header, none);
 }
-""", sources=["csrc/forward.c", "csrc/port.c", "csrc/frames.c", "csrc/syscalls.c"],
-    include_dirs=[str(HERE)], depends=[str(p) for p in HERE.glob("*.h")],
-    extra_compile_args=OPTIMISE + WARNINGS)
+""",
+    sources=["csrc/forward.c", "csrc/port.c", "csrc/frames.c", "csrc/syscalls.c"],
+    include_dirs=[str(HERE)],
+    depends=[str(p) for p in HERE.glob("*.h")],
+    extra_compile_args=OPTIMISE + WARNINGS,
+)
 
 libbpf = FFI()
 libbpf.cdef("""
@@ -106,5 +114,10 @@ int xskd_attached_to(int ifindex, struct xskd_attached *attached);
 static const int XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE, XDP_ATTACHED_NONE, XDP_ATTACHED_DRV,
     XDP_ATTACHED_SKB, XDP_ATTACHED_HW, XDP_ATTACHED_MULTI, BPF_ANY, BPF_NOEXIST, XDP_PASS, XDP_DROP;
 """)
-libbpf.set_source("xskd._libbpf", (HERE / "libbpf.c").read_text(encoding="utf-8"),
-                  libraries=["bpf"], depends=[str(HERE / "libbpf.c")], extra_compile_args=WARNINGS)
+libbpf.set_source(
+    "xskd._libbpf",
+    (HERE / "libbpf.c").read_text(encoding="utf-8"),
+    libraries=["bpf"],
+    depends=[str(HERE / "libbpf.c")],
+    extra_compile_args=WARNINGS,
+)

@@ -64,10 +64,18 @@ static inline bool owned(const struct frames *frames, uint64_t addr, uint8_t own
 	return frame < frames->count && frames->owner[frame] == owner;
 }
 
-/* Does the packet stay inside its frame? (An empty one does not: it is no packet.) */
+/* Does the packet stay inside its frame? An empty one does not: it is no packet. (The sum of offset and
+ * length is never formed: it could overflow.) */
 static inline bool fits(const struct frames *frames, uint64_t addr, uint64_t length)
 {
-	return (addr & frames->mask) + length - 1 <= frames->mask;
+	return length - 1 <= (~addr & frames->mask);
+}
+
+/* The same, in fewer instructions, for a length that is sendable: neither 0, nor so long that the sum of it
+ * and an address inside a UMEM overflows. */
+static inline bool inside(const struct frames *frames, uint64_t addr, uint64_t length)
+{
+	return (addr + length - 1) >> frames->shift == addr >> frames->shift;
 }
 
 /* Is it long enough for Ethernet, and short enough for the interface? */

@@ -195,17 +195,17 @@ int xskd_wakeup_tx(struct xskd_port *port)
 	return 0;
 }
 
-/* A driver that ran dry does not look at FILL again by itself; it sets the flag and waits. Asking once
- * per refill is enough: without new frames on FILL the answer would be the same. */
+/* A driver that ran dry does not look at FILL again by itself; it sets the flag and waits. It may do so just
+ * after we looked, so an idle loop asks again as long as the flag is set, also with nothing new on FILL. */
 int xskd_wakeup_rx(struct xskd_port *port)
 {
+	uint32_t refilled = port->refilled;
 	int error;
 
-	if (port->refilled == 0)
-		return 0;
 	port->refilled = 0;
 	if (!ring_needs_wakeup(&port->rings[XSKD_FILL])) {
-		count(&port->counters->wakeups_rx_skipped, 1);
+		if (refilled)
+			count(&port->counters->wakeups_rx_skipped, 1);
 		return 0;
 	}
 	count(&port->counters->wakeups_rx, 1);

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fake_kernel.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../csrc/ring.h"
+#include "../../csrc/syscalls.h"
+
+static struct fake *current;    /* one at a time: the loop's system calls have only an fd to go by */
+
+/* ---- making one -------------------------------------------------------------------------------- */
+
+static void ring_new(struct fake_port *fake, enum xskd_ring_name name, uint32_t size, size_t entry,
+		     uint32_t start)
+{
+	struct xskd_ring *ring = &fake->port.rings[name];
+
+	fake->producer[name] = fake->consumer[name] = fake->kernel[name] = start;
+	*ring = (struct xskd_ring){
+		.producer = &fake->producer[name], .consumer = &fake->consumer[name],
+		.flags = &fake->flags[name], .entries = calloc(size, entry), .size = size, .own = start,
+	};
+}
+
+static void port_new(struct fake *fake, uint32_t index, const struct fake_sizes *sizes)
+{
+	struct fake_port *port = &fake->ports[index];
+
+	port->fake = fake;
+	ring_new(port, XSKD_FILL, sizes->fill, sizeof(uint64_t), sizes->start);
+	ring_new(port, XSKD_RX, sizes->rx, sizeof(struct xdp_desc), sizes->start);
+	ring_new(port, XSKD_TX, sizes->tx, sizeof(struct xdp_desc), sizes->start);
+	ring_new(port, XSKD_COMPLETION, sizes->completion, sizeof(uint64_t), sizes->start);
+	port->flags[XSKD_TX] = XDP_RING_NEED_WAKEUP;    /* as copy mode has it, always */
+	port->port.umem = &fake->umem;
+	port->port.counters = &fake->counters.ports[index];
+	port->port.fd = (int)index;
+	port->port.index = index;
+	port->port.max_length = 1518;
+	port->tx_budget = 32;
+	port->in_kernel = calloc(sizes->frames, sizeof(uint64_t));
+	fake->forward.ports[index] = &port->port;
+}
+
+struct fake *fake_new(const struct fake_sizes *sizes, enum xskd_action action)
+{
+	struct fake *fake = calloc(1, sizeof(*fake));
+	struct xskd_umem *umem = &fake->umem;
+
+	umem->frames = sizes->frames;
+	umem->frame_size = sizes->frame_size;
+	umem->frame_shift = (uint32_t)__builtin_ctz(sizes->frame_size);
+	umem->area = calloc(sizes->frames, sizes->frame_size);
+	umem->owner = calloc(sizes->frames, 1);
+	umem->free = calloc(sizes->frames, sizeof(uint32_t));
+	fake->has = calloc(sizes->frames, 1);
+	xskd_umem_reset(umem);
+	for (uint32_t i = 0; i < FAKE_PORTS; i++) {
+		port_new(fake, i, sizes);
+		fake->forward.egress[i] = action == XSKD_SWAP_MACS ? i : FAKE_PORTS - 1 - i;
+	}
+	fake->forward.port_count = FAKE_PORTS;
+	fake->forward.action = action;
+	fake->forward.control_fd = -1;
+	fake->forward.counters = &fake->counters;
+	fake->now_ns = fake->tick_ns = 1000;
+	current = fake;
+	return fake;
+}
+
+void fake_free(struct fake *fake)
+{
+	for (uint32_t i = 0; i < FAKE_PORTS; i++) {
+		for (int name = 0; name < XSKD_RINGS; name++)
+			free(fake->ports[i].port.rings[name].entries);
+		free(fake->ports[i].in_kernel);
+	}
+	free(fake->umem.area);
+	free(fake->umem.owner);
+	free(fake->umem.free);
+	free(fake->has);
+	free(fake);
+	current = NULL;
+}
+
+/* ---- who has a frame, by the kernel's own record ------------------------------------------------ */
+
+static void frame_comes(struct fake *fake, uint64_t addr)
+{
+	uint64_t frame = addr >> fake->umem.frame_shift;
+
+	if (frame >= fake->umem.frames || fake->has[frame])
+		fake->violations++;
+	else
+		fake->has[frame] = 1;
+}
+
+static void frame_goes(struct fake *fake, uint64_t addr)
+{
+	fake->has[addr >> fake->umem.frame_shift] = 0;
+}
+
+/* What the kernel's own check of a TX descriptor in aligned mode asks for. */
+static bool acceptable(const struct fake *fake, const struct xdp_desc *desc)
+{
+	const struct xskd_umem *umem = &fake->umem;
+
+	return desc->addr < (uint64_t)umem->frames << umem->frame_shift && desc->len && !desc->options &&
+	       (desc->addr & (umem->frame_size - 1)) + desc->len <= umem->frame_size;
+}
+
+/* ---- packets in -------------------------------------------------------------------------------- */
+
+/* The number comes first, so that it is found again wherever a swap has put it. */
+uint8_t fake_byte(uint32_t number, uint32_t offset)
+{
+	return offset < 4 ? (uint8_t)(number >> (8 * offset)) : (uint8_t)(number * 31 + offset * 7);
+}
+
+void fake_take_fill(struct fake_port *fake, uint32_t wanted)
+{
+	const struct xskd_ring *ring = &fake->port.rings[XSKD_FILL];
+	uint32_t lag;
+
+	while (fake->in_kernel_count < wanted && fake->kernel[XSKD_FILL] != fake->producer[XSKD_FILL]) {
+		uint64_t addr = ((uint64_t *)ring->entries)[fake->kernel[XSKD_FILL]++ & ring_mask(ring)];
+
+		if (addr & (fake->fake->umem.frame_size - 1))
+			fake->fake->violations++;
+		frame_comes(fake->fake, addr);
+		fake->in_kernel[fake->in_kernel_count++] = addr;
+	}
+	lag = fake->kernel[XSKD_FILL] - fake->consumer[XSKD_FILL];
+	if (lag > fake->fill_late)
+		fake->consumer[XSKD_FILL] += lag - fake->fill_late;
+}
+
+void fake_deliver_raw(struct fake_port *fake, uint64_t addr, uint32_t length, uint32_t options)
+{
+	const struct xskd_ring *ring = &fake->port.rings[XSKD_RX];
+
+	((struct xdp_desc *)ring->entries)[fake->kernel[XSKD_RX]++ & ring_mask(ring)] =
+		(struct xdp_desc){ .addr = addr, .len = length, .options = options };
+	fake->producer[XSKD_RX] = fake->kernel[XSKD_RX];
+}
+
+static bool rx_has_room(const struct fake_port *fake)
+{
+	return fake->kernel[XSKD_RX] - fake->consumer[XSKD_RX] < fake->port.rings[XSKD_RX].size;
+}
+
+bool fake_deliver_odd(struct fake_port *fake, uint64_t offset, uint32_t length, uint32_t options)
+{
+	uint64_t addr;
+
+	fake_take_fill(fake, 1 + fake->prefetch);
+	if (!fake->in_kernel_count || !rx_has_room(fake))
+		return false;
+	addr = fake->in_kernel[--fake->in_kernel_count];
+	frame_goes(fake->fake, addr);
+	for (uint32_t i = 0; i < length && offset + i < fake->fake->umem.frame_size; i++)
+		fake->fake->umem.area[addr + offset + i] = fake_byte(fake->fake->delivered, i);
+	fake->fake->delivered++;
+	fake_deliver_raw(fake, addr + offset, length, options);
+	return true;
+}
+
+uint32_t fake_deliver(struct fake_port *fake, uint32_t n, uint32_t length)
+{
+	uint32_t done = 0;
+
+	while (done < n && fake_deliver_odd(fake, FAKE_OFFSET, length, 0))
+		done++;
+	return done;
+}
+
+/* ---- packets out ------------------------------------------------------------------------------- */
+
+void fake_complete_raw(struct fake_port *fake, uint64_t addr)
+{
+	const struct xskd_ring *ring = &fake->port.rings[XSKD_COMPLETION];
+
+	((uint64_t *)ring->entries)[fake->kernel[XSKD_COMPLETION]++ & ring_mask(ring)] = addr;
+	fake->producer[XSKD_COMPLETION] = fake->kernel[XSKD_COMPLETION];
+}
+
+static bool tx_pending(const struct fake_port *fake)
+{
+	return fake->kernel[XSKD_TX] != fake->producer[XSKD_TX];
+}
+
+/* Takes one descriptor from TX, if there is one and its completion has room; `refused`: by the driver. */
+static bool send_one(struct fake_port *fake, bool refused)
+{
+	const struct xskd_ring *tx = &fake->port.rings[XSKD_TX];
+	struct xdp_desc desc;
+
+	if (!tx_pending(fake) || fake->kernel[XSKD_COMPLETION] - fake->consumer[XSKD_COMPLETION] >=
+				 fake->port.rings[XSKD_COMPLETION].size)
+		return false;
+	desc = ((struct xdp_desc *)tx->entries)[fake->kernel[XSKD_TX]++ & ring_mask(tx)];
+	fake->consumer[XSKD_TX] = fake->kernel[XSKD_TX];
+	if (!acceptable(fake->fake, &desc)) {   /* gone without a completion, as in some kernels */
+		fake->fake->violations++;
+		return true;
+	}
+	frame_comes(fake->fake, desc.addr);
+	if (!refused) {
+		fake->sent++;
+		if (fake->fake->on_wire)
+			fake->fake->on_wire(fake, fake->fake->umem.area + desc.addr, desc.len);
+	}
+	frame_goes(fake->fake, desc.addr);
+	fake_complete_raw(fake, desc.addr);
+	return true;
+}
+
+uint32_t fake_send(struct fake_port *fake, uint32_t n)
+{
+	uint32_t done = 0;
+
+	while (done < n && send_one(fake, false))
+		done++;
+	return done;
+}
+
+/* ---- system calls ------------------------------------------------------------------------------ */
+
+void fake_answer(struct fake_port *fake, int error)
+{
+	fake->answers[fake->answers_count++ % FAKE_ANSWERS] = error;
+}
+
+uint64_t xskd_sys_now_ns(void)
+{
+	current->now_calls++;
+	return current->now_ns += current->tick_ns;
+}
+
+int xskd_sys_wakeup_tx(int fd)
+{
+	struct fake_port *fake = &current->ports[fd];
+
+	fake->tx_calls++;
+	if (fake->answered != fake->answers_count) {
+		int error = fake->answers[fake->answered++ % FAKE_ANSWERS];
+
+		if (error == EBUSY && !send_one(fake, true))
+			return EAGAIN;          /* no room to complete what it would refuse */
+		if (error)
+			return error;
+	}
+	fake_send(fake, fake->tx_budget);
+	return tx_pending(fake) ? EAGAIN : 0;
+}
+
+int xskd_sys_wakeup_rx(int fd)
+{
+	current->ports[fd].rx_calls++;
+	return current->ports[fd].rx_answer;
+}
+
+/* POLLIN: something in RX; POLLOUT: TX at most half full. */
+static short events_of(const struct fake_port *fake)
+{
+	uint32_t tx = fake->producer[XSKD_TX] - fake->consumer[XSKD_TX];
+	short events = fake->poll_error;
+
+	if (fake->producer[XSKD_RX] != fake->consumer[XSKD_RX])
+		events |= POLLIN;
+	if (tx <= fake->port.rings[XSKD_TX].size / 2)
+		events |= POLLOUT;
+	return events;
+}
+
+int xskd_sys_poll(struct pollfd *fds, uint32_t n, uint64_t timeout_ns)
+{
+	int ready = 0;
+
+	current->polls++;
+	current->timeout_ns = timeout_ns;
+	if (current->poll_answer)
+		return current->poll_answer;
+	for (uint32_t i = 0; i < n - 1; i++) {
+		const struct fake_port *fake = &current->ports[fds[i].fd];
+
+		current->polled[i] = fds[i].events;
+		fds[i].revents = (short)(events_of(fake) & (fds[i].events | POLLERR | POLLNVAL));
+		ready += fds[i].revents != 0;
+	}
+	if (current->control_after && current->polls >= current->control_after && fds[n - 1].fd >= 0) {
+		fds[n - 1].revents = POLLIN;
+		ready++;
+	}
+	if (!ready) {
+		current->now_ns += timeout_ns;
+		current->slept_ns += timeout_ns;
+	}
+	return ready;
+}
