@@ -64,6 +64,8 @@ class Forwarder:
                 raise XskError("poll", errno=error)
             hint = "the socket is no longer bound: its device is gone"
             raise XskError("wakeup", interface=dead.interface, queue=dead.queue, errno=error, hint=hint)
+        for member in self.sockets:  # an idle socket makes no call that would fail
+            member.probe()
         return bool(self._forward.control_ready)
 
     def drain(self, seconds: float) -> bool:

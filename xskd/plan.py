@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from xskd.errors import ConfigError, Problem
+from xskd.uapi import Rings
 from xskd.umem import HEADROOM, HUGE_PAGE
-from xskd.xsk import Rings
 
 if TYPE_CHECKING:
     from xskd.config import Config, Interface, PathConfig

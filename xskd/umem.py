@@ -49,7 +49,12 @@ class Umem:
         self.size = frames * frame_size
         self.huge_pages = huge_pages
         self.memfd = _umem_memory(self.size, huge_pages) if memfd is None else memfd
-        self._map = _map_umem(self.memfd, self.size, huge_pages)
+        try:
+            self._map = _map_umem(self.memfd, self.size, huge_pages)
+        except XskError:
+            if memfd is None:
+                os.close(self.memfd)
+            raise
         self._area = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
         self._owner = ffi.new("uint8_t[]", frames) if owner is None else ffi.from_buffer("uint8_t[]", owner)
         self._free = ffi.new("uint32_t[]", frames)
@@ -66,7 +71,7 @@ class Umem:
             },
         )
         self.first_socket: Socket | None = None  # the others share it, see Socket.open
-        self._ports = 0
+        self.ports = 0  # sockets opened on it
         lib.xskd_umem_reset(self.struct)
 
     @property
@@ -76,10 +81,19 @@ class Umem:
 
     def next_port(self) -> int:
         """A number for one more socket on this UMEM: the owner bytes tell its sockets apart by it."""
-        if self._ports >= lib.XSKD_MAX_PORTS:
+        if self.ports >= lib.XSKD_MAX_PORTS:
             raise XskError("Socket.open", hint=f"a UMEM serves at most {lib.XSKD_MAX_PORTS} sockets")
-        self._ports += 1
-        return self._ports - 1
+        return self.ports
+
+    def withdraw(self, port: Any) -> None:
+        """Undo the filling of a socket that could not be bound: the kernel saw none of it."""
+        fill = ffi.cast("uint64_t *", port.rings[lib.XSKD_FILL].entries)
+        for slot in range(port.rx_side):
+            frame = fill[slot] // self.frame_size
+            self.struct.owner[frame] = 0  # OWNER_FREE in csrc/frames.h
+            self.struct.free[self.struct.free_count] = frame
+            self.struct.free_count += 1
+        port.rx_side = 0
 
     def take(self, count: int) -> Batch:
         """Up to `count` free frames to write packets into; fewer, or none, if there are no more."""
@@ -89,6 +103,8 @@ class Umem:
 
     def close(self) -> None:
         """Unmap and close the memory, after its sockets. XskError while a view of a packet is still alive."""
+        if self._map.closed:
+            return
         self.view.release()
         ffi.release(self._area)
         try:
@@ -141,7 +157,7 @@ class Batch(Sequence[memoryview]):
     """
 
     def __init__(self, umem: Umem, capacity: int) -> None:
-        self._umem = umem
+        self.umem = umem
         self._descs = ffi.new("struct xdp_desc[]", capacity)
         self._start = self._end = 0
 
@@ -156,7 +172,7 @@ class Batch(Sequence[memoryview]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         desc = self._desc(index)
-        return self._umem.view[desc.addr : desc.addr + desc.len]
+        return self.umem.view[desc.addr : desc.addr + desc.len]
 
     def __iter__(self) -> Iterator[memoryview]:
         return (self[i] for i in range(len(self)))
@@ -164,17 +180,17 @@ class Batch(Sequence[memoryview]):
     def write(self, index: int, packet: ReadableBuffer) -> None:
         """Make `packet` (14 bytes to the frame size) the content of frame `index`."""
         data = memoryview(packet).cast("B")
-        if not 14 <= len(data) <= self._umem.frame_size:
-            hint = f"packet of {len(data)} bytes; must be 14 to {self._umem.frame_size}"
+        if not 14 <= len(data) <= self.umem.frame_size:
+            hint = f"packet of {len(data)} bytes; must be 14 to {self.umem.frame_size}"
             raise XskError("Batch.write", hint=hint)
         desc = self._desc(index)
-        desc.addr &= ~(self._umem.frame_size - 1)
+        desc.addr &= ~(self.umem.frame_size - 1)
         desc.len = len(data)
         self[index][:] = data
 
     def release(self) -> None:
         """Give the frames back; a second call does nothing."""
-        lib.xskd_umem_give(self._umem.struct, self._descs + self._start, len(self))
+        lib.xskd_umem_give(self.umem.struct, self._descs + self._start, len(self))
         self._start = self._end
 
     def __enter__(self) -> Batch:

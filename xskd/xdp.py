@@ -76,7 +76,7 @@ class Program:
 
         Raises XdpError, also if the interface has a program already: that is never replaced.
         """
-        index = socket.if_nametoindex(interface) if ifindex is None else ifindex
+        index = _ifindex(interface) if ifindex is None else ifindex
         if mode != "generic" and self._try_attach(interface, index, lib.XDP_FLAGS_DRV_MODE, mode == "native"):
             self.attach_mode = "native"
         else:
@@ -89,9 +89,10 @@ class Program:
         if (result := lib.bpf_map_update_elem(self._xsks, key, value, lib.BPF_NOEXIST)) < 0:
             raise _error("BPF_MAP_UPDATE_ELEM(xsks)", -result, detail=f"queue {queue}")
 
-    def remove(self, queue: int) -> bool:
-        """Stop sending packets of `queue` to a socket; False if none was there (closing removes it too)."""
-        return bool(lib.bpf_map_delete_elem(self._xsks, ffi.new("uint32_t *", queue)) == 0)
+    def remove(self, queue: int) -> None:
+        """Stop sending packets of `queue` to a socket, if there is one: closing it has removed it as well."""
+        if (result := lib.bpf_map_delete_elem(self._xsks, ffi.new("uint32_t *", queue))) < 0:
+            raise _error("BPF_MAP_DELETE_ELEM(xsks)", -result, detail=f"queue {queue}")
 
     def set_fallback(self, fallback: Fallback) -> None:
         """What happens to packets of a queue without a socket, from the next packet on."""
@@ -148,6 +149,14 @@ class Program:
         if (result := lib.bpf_map_lookup_elem(self._verdicts, ffi.new("uint32_t *", index), values)) < 0:
             raise _error("BPF_MAP_LOOKUP_ELEM(verdicts)", -result)
         return sum(values)
+
+
+def _ifindex(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as error:
+        detail = "no such interface in this network namespace; `ip -br link` lists them"
+        raise _error("if_nametoindex", error.errno, interface, detail) from error
 
 
 def _open_object(path: Path) -> Any:

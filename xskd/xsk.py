@@ -22,12 +22,12 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
 from xskd._forward import ffi, lib
 from xskd.errors import XskError
+from xskd.uapi import OFFSETS_WITH_FLAGS, STATISTICS_NEW, Rings, Statistics, parse_mmap_offsets
 from xskd.umem import Batch, Umem
 
 __all__ = ["BURST", "Batch", "Mode", "Rings", "Socket", "Statistics", "Umem"]
@@ -38,50 +38,9 @@ BURST: int = lib.XSKD_BURST
 MIN_TX_BUDGET = 32  # the kernel refuses less (and more than the TX ring has entries) with EACCES
 MAX_TX_BUDGET = 256  # frames a call; above that the call holds the socket's lock too long for a scrape
 BUSY_TIMEOUT = 5.0  # seconds: a closed socket frees its queue in the background, within 20 to 100 ms
-OFFSETS_WITH_FLAGS, OFFSETS_WITHOUT_FLAGS = 128, 96  # bytes of XDP_MMAP_OFFSETS since and before Linux 5.4
-STATISTICS_NEW, STATISTICS_OLD = 48, 24  # bytes of XDP_STATISTICS since and before Linux 5.9
-OLD_OFFSETS = struct.Struct("=12Q")
+SO_SNDBUFFORCE = 33  # asm-generic/socket.h; the socket module lacks it
+MAX_SEND_BUFFER = 1 << 30  # bytes; the kernel doubles it, as an int
 SKB_OVERHEAD = 1024  # bytes that copy mode charges to the send buffer for a frame beyond its data, at most
-
-
-@dataclass(frozen=True)
-class Rings:
-    """Entries of the four rings of a socket; each a power of two."""
-
-    fill: int = 4096
-    rx: int = 2048
-    tx: int = 2048
-    completion: int = 4096
-
-    def __post_init__(self) -> None:
-        for name in ("fill", "rx", "tx", "completion"):
-            size = getattr(self, name)
-            if size < 1 or size & (size - 1):
-                raise XskError("Rings", key=f"rings.{name}", hint=f"{size} entries; must be a power of two")
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """XDP_STATISTICS of one socket under the kernel's names: packets, or descriptors for *_descs.
-
-    `tx_ring_empty_descs` counts the kernel finding nothing to send and is benign. `rx_fill_ring_empty_descs`
-    belongs to the queue, not the socket. Kernels before 5.9 know only the first three; the others are 0.
-    """
-
-    rx_dropped: int = 0
-    rx_invalid_descs: int = 0
-    tx_invalid_descs: int = 0
-    rx_ring_full: int = 0
-    rx_fill_ring_empty_descs: int = 0
-    tx_ring_empty_descs: int = 0
-
-    @classmethod
-    def parse(cls, answer: bytes) -> Statistics:
-        """From the kernel's answer, 24 or 48 bytes; any other length raises XskError."""
-        if len(answer) not in (STATISTICS_OLD, STATISTICS_NEW):
-            hint = f"the kernel answered {len(answer)} bytes; 24 or 48 are known"
-            raise XskError("getsockopt(XDP_STATISTICS)", hint=hint)
-        return cls(*struct.unpack(f"={len(answer) // 8}Q", answer))
 
 
 class Socket:
@@ -110,7 +69,7 @@ class Socket:
         self.umem, self.interface, self.queue = umem, interface, queue
         self.rings = rings or Rings()
         self.ifindex = _ifindex(interface) if ifindex is None else ifindex
-        self._socket = self._new_socket() if fd is None else socket.socket(fileno=fd)
+        self._socket = self._new_socket() if fd is None else _socket_of(fd)
         self._maps: list[mmap.mmap] = []
         self._buffers: list[Any] = []
         self._counters = ffi.new("struct xskd_port_counters *") if counters is None else counters
@@ -120,6 +79,8 @@ class Socket:
         self.port.fd = self._socket.fileno()
         self.port.index = index
         self.port.max_length = min(mtu + 14 + 4, umem.frame_size)  # as in is_skb_forwardable()
+        self._no_rings = ffi.new("uint32_t *")
+        self._forget_rings()
         self.zero_copy = False
         self.zero_copy_refused: int | None = None
         self.bind_retries = 0
@@ -147,9 +108,11 @@ class Socket:
             opened.fill()
             opened.bind(mode, share=umem.first_socket)
         except XskError:
+            umem.withdraw(opened.port)
             opened.close()
             raise
         umem.first_socket = umem.first_socket or opened
+        umem.ports += 1
         return opened
 
     # ---- set-up ---------------------------------------------------------------------------------
@@ -179,7 +142,7 @@ class Socket:
         ):
             with self._call(f"XDP_{name.upper()}_RING", key=f"rings.{name}"):
                 self._socket.setsockopt(lib.SOL_XDP, option, getattr(self.rings, name))
-        self._size_send_buffer()
+        self._raise_tx_budget()
         self._map_rings()
 
     def fill(self) -> int:
@@ -222,7 +185,7 @@ class Socket:
         """Up to `count` packets that have arrived; an empty batch if there are none. Never waits.
 
         FILL is refilled on the way, so calling this in a loop is all that receiving takes. Raises XskError
-        when the socket is dead (its device is gone).
+        when a system call says that the socket is dead; whether an idle one is, `wait` and `probe` find out.
         """
         self._refill()
         batch = Batch(self.umem, count)
@@ -233,8 +196,12 @@ class Socket:
         """Send a batch, in order, and tell the kernel. Returns how many packets the TX ring took.
 
         Those are gone from the batch; what is left may be transmitted again or released. A packet that no
-        interface of this MTU can send stops the batch there. Raises XskError when the socket is dead.
+        interface of this MTU can send stops the batch there. Raises XskError when the socket is dead, or for
+        a batch of another UMEM.
         """
+        if batch.umem is not self.umem:
+            raise self._error("transmit", None, "the batch lies in another UMEM; copy its packets")
+        self._require_open()
         lib.xskd_complete(self.port)
         sent = int(lib.xskd_transmit(self.port, batch._descs + batch._start, len(batch)))
         batch._start += sent
@@ -243,16 +210,35 @@ class Socket:
 
     def complete(self) -> int:
         """Take sent frames back and go on sending what waits. Returns how many frames came back."""
+        self._require_open()
         done = int(lib.xskd_complete(self.port))
         self._check(lib.xskd_wakeup_tx(self.port))
         return done
 
     def wait(self, timeout: float) -> bool:
-        """Sleep until a packet has arrived, at most `timeout` seconds. True if one has."""
+        """Sleep until a packet has arrived, at most `timeout` seconds. True if one has.
+
+        Raises XskError when the socket is dead: poll() says nothing of it, and sleeps till the end.
+        """
+        self._refill()
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
-        self._refill()
-        return bool(poller.poll(timeout * 1000))
+        if poller.poll(timeout * 1000):
+            return True
+        self.probe()
+        return False
+
+    def probe(self) -> None:
+        """Ask the kernel whether the socket still has its device: nothing else tells an idle one.
+
+        Raises XskError if not: it is dead for good. A link that is down passes.
+        """
+        try:
+            self._socket.recv(1, socket.MSG_DONTWAIT)  # copies nothing: the call only looks at the socket
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.EBADF):
+                self.port.error = error.errno
+                self._check(error.errno)
 
     @property
     def unsent(self) -> int:
@@ -270,13 +256,20 @@ class Socket:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Unmap the rings and close the socket; the queue is free a little later (till then: EBUSY)."""
+        """Unmap the rings and close the socket; the queue is free a little later (till then: EBUSY).
+
+        Frames that were with the kernel stay out of use: for a new socket make a new UMEM.
+        """
+        if self.umem.first_socket is self:
+            self.umem.first_socket = None
+        self._forget_rings()
         for buffer in self._buffers:
             ffi.release(buffer)
         for mapped in self._maps:
             mapped.close()
         self._buffers, self._maps = [], []
         self._socket.close()
+        self.port.fd = -1
 
     def __enter__(self) -> Socket:
         return self
@@ -291,20 +284,21 @@ class Socket:
     def _new_socket(self) -> socket.socket:
         hint = "this needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS"
         with self._call("socket(AF_XDP)", hint=hint):
-            return socket.socket(lib.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-
-    def _size_send_buffer(self) -> None:
-        """Room for a full TX ring: copy mode charges every frame to the send buffer, and too small a one
-        shows as an endless EAGAIN. Without CAP_NET_ADMIN the system's limit applies, which is no error.
-        """
-        wanted = min(self.rings.tx * (self.umem.frame_size + SKB_OVERHEAD), 1 << 30)
+            made = socket.socket(lib.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        # Room for a full TX ring: copy mode charges every frame to the send buffer, and too small a one shows
+        # as an endless EAGAIN. Without CAP_NET_ADMIN the system's limit applies, which is no error.
+        wanted = min(self.rings.tx * (self.umem.frame_size + SKB_OVERHEAD), MAX_SEND_BUFFER)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, 33, wanted)  # SO_SNDBUFFORCE
+            made.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, wanted)
         except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wanted)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wanted)
+        return made
+
+    def _raise_tx_budget(self) -> None:
+        """Let one call send more than 32 frames in copy mode, where the kernel knows how (since 6.18)."""
         budget = min(self.rings.tx, MAX_TX_BUDGET)
         if budget >= MIN_TX_BUDGET:
-            with contextlib.suppress(OSError):  # unknown before Linux 6.18: then a call sends 32 frames
+            with contextlib.suppress(OSError):
                 self._socket.setsockopt(lib.SOL_XDP, lib.XDP_MAX_TX_SKB_BUDGET, budget)
 
     def _map_rings(self) -> None:
@@ -329,6 +323,13 @@ class Socket:
             at.entries = base + offset.desc
             at.size = size
             at.own = (at.producer if produces else at.consumer)[0]
+
+    def _forget_rings(self) -> None:
+        """Before and after its life a socket has rings without entries: C may look, and finds nothing."""
+        for ring in self.port.rings:
+            ring.producer = ring.consumer = self._no_rings
+            ring.flags, ring.entries = ffi.NULL, ffi.NULL
+            ring.size = ring.own = 0
 
     def _mmap_offsets(self) -> Any:
         with self._call("getsockopt(XDP_MMAP_OFFSETS)"):
@@ -363,14 +364,18 @@ class Socket:
             pause = min(pause * 2, 0.2)
 
     def _refill(self) -> None:
+        self._require_open()
         lib.xskd_complete(self.port)
         lib.xskd_refill(self.port)
         self._check(lib.xskd_wakeup_rx(self.port))
 
+    def _require_open(self) -> None:
+        self._check(errno.EBADF if self.port.fd < 0 else 0)
+
     def _check(self, error: int) -> None:
         if error:
-            hint = "the socket is no longer bound: its device is gone" if error == errno.ENXIO else ""
-            raise self._error("wakeup", error, hint)
+            gone, closed = "the socket is no longer bound: its device is gone", "the socket has been closed"
+            raise self._error("wakeup", error, {errno.ENXIO: gone, errno.EBADF: closed}.get(error, ""))
 
     def _error(self, call: str, error: int | None, hint: str = "", key: str | None = None) -> XskError:
         if key is not None and not key.startswith("umem"):
@@ -385,22 +390,14 @@ class Socket:
         except OSError as error:
             if error.errno == errno.ENOBUFS and call == "XDP_UMEM_REG":
                 hint = f"{self.umem.size} bytes exceed RLIMIT_MEMLOCK; raise it or grant CAP_IPC_LOCK"
+            elif error.errno == errno.EINVAL and call == "XDP_UMEM_REG":
+                hint = f"headroom {self.umem.headroom} leaves this kernel too little of a frame"
             raise self._error(call, error.errno, hint, key) from error
 
 
-def parse_mmap_offsets(answer: bytes) -> Any:
-    """A struct xdp_mmap_offsets from the kernel's answer; `flags` 0 where the kernel has no need_wakeup."""
-    offsets = ffi.new("struct xdp_mmap_offsets *")
-    if len(answer) == OFFSETS_WITH_FLAGS:
-        ffi.buffer(offsets)[:] = answer
-    elif len(answer) == OFFSETS_WITHOUT_FLAGS:
-        words = OLD_OFFSETS.unpack(answer)
-        for i, ring in enumerate((offsets.rx, offsets.tx, offsets.fr, offsets.cr)):
-            ring.producer, ring.consumer, ring.desc = words[3 * i : 3 * i + 3]
-    else:
-        hint = f"the kernel answered {len(answer)} bytes; 96 or 128 are known"
-        raise XskError("getsockopt(XDP_MMAP_OFFSETS)", hint=hint)
-    return offsets
+def _socket_of(fd: int) -> socket.socket:
+    """The socket object of a descriptor; told its family, as an XSK has no name to ask for it."""
+    return socket.socket(lib.AF_XDP, socket.SOCK_RAW, 0, fileno=fd)
 
 
 def _ifindex(interface: str) -> int:

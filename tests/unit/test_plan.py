@@ -12,7 +12,8 @@ import pytest
 from xskd import config
 from xskd.errors import ConfigError
 from xskd.netdev import NetDevice
-from xskd.plan import InterfacePlan, Plan, PortPlan, Rings, WorkerPlan, make_plan
+from xskd.plan import InterfacePlan, Plan, PortPlan, WorkerPlan, make_plan
+from xskd.uapi import Rings
 
 WIRE = """\
 interfaces:
