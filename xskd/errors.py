@@ -12,6 +12,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# Where Python has the C library's name, or none: ENOTSUPP is internal to Linux, and drivers answer with it.
+KERNEL_NAMES = {errno_names.EOPNOTSUPP: "EOPNOTSUPP", 524: "ENOTSUPP"}
+
 
 class XskdError(Exception):
     """Base of every error xskd raises on purpose; `str()` is one or more lines fit for a terminal."""
@@ -79,9 +82,15 @@ class XdpError(XskdError):
         super().__init__(_failed_call(call, interface or "", errno, detail))
 
 
+def errno_name(errno: int) -> str:
+    """`EBUSY (Device or resource busy)`: the kernel's name of it, and what it means."""
+    name = KERNEL_NAMES.get(errno) or errno_names.errorcode.get(errno, str(errno))
+    return f"{name} ({os.strerror(errno)})"
+
+
 def _failed_call(call: str, where: str, errno: int | None, explanation: str) -> str:
     """`bind(eth1 queue 0): EBUSY (Device or resource busy): explanation`, of what there is."""
     parts = [f"{call}({where})" if where else call]
     if errno is not None:
-        parts.append(f"{errno_names.errorcode.get(errno, errno)} ({os.strerror(errno)})")
+        parts.append(errno_name(errno))
     return ": ".join([*parts, explanation] if explanation else parts)
