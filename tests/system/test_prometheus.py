@@ -1,0 +1,204 @@
+"""Debian's Prometheus scrapes a running xskd under traffic: what it knows is true, and fills every panel."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from booted import QUEUES, XSKD, eventually
+from queries import alerts, filled, queries, variables
+
+from lab import Topology, entered
+from xskd import control
+from xskd.errors import XskdError
+
+METRICS, PROMETHEUS = "127.0.0.1:9478", "127.0.0.1:9090"
+SCRAPES = 5  # one a second: enough for a rate over RATE_INTERVAL
+RATE_INTERVAL = "4s"
+FIRST_SCRAPE = 20.0  # seconds: its discovery waits 5 before it hands out the first target
+CONFIG = f"""\
+interfaces: {{eth1: {{}}, eth2: {{}}}}
+paths: {{wire: {{connect: [eth1, eth2]}}}}
+metrics: {{listen: "{METRICS}"}}
+"""
+SCRAPE = f"""\
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: xskd
+    static_configs: [{{targets: ["{METRICS}"]}}]
+"""
+PAIRS = {
+    "xskd_rx_packets_total": "rx_packets",
+    "xskd_rx_bytes_total": "rx_bytes",
+    "xskd_tx_packets_total": "tx_packets",
+    "xskd_tx_bytes_total": "tx_bytes",
+    "xskd_tx_completed_packets_total": "tx_completed",
+}
+
+
+class Watched:
+    """xskd between two hosts that ping each other, and a Prometheus that looks at it."""
+
+    def __init__(self, lab: Topology, directory: Path) -> None:
+        self.lab, self.socket = lab, directory / "control.sock"
+        config, scrape = directory / "xskd.yaml", directory / "prometheus.yaml"
+        config.write_text(f"{CONFIG}control: {{socket: {self.socket}}}\n", encoding="utf-8")
+        scrape.write_text(SCRAPE, encoding="utf-8")
+        with (directory / "xskd.log").open("wb") as log:
+            lab.popen(lab.dut, str(XSKD), "run", "-c", str(config), stderr=log)
+        with (directory / "prometheus.log").open("wb") as log:
+            options = {
+                "config.file": scrape,
+                "storage.tsdb.path": directory / "tsdb",
+                "web.listen-address": PROMETHEUS,
+            }
+            command = ("prometheus", *(f"--{name}={value}" for name, value in options.items()))
+            lab.popen(lab.dut, *command, stderr=log)
+        assert eventually(self.is_ready), (directory / "xskd.log").read_text(encoding="utf-8")
+        self.ping = lab.popen(lab.hosts[0], "ping", "-q", "-i", "0.002", lab.ip_of(1))
+
+    def is_ready(self) -> bool:
+        try:
+            return bool(self.status()["ready"])
+        except XskdError:
+            return False
+
+    def status(self) -> dict[str, Any]:
+        """Ask the daemon itself."""
+        return dict(control.ask(self.socket, "status")["status"])
+
+    def get(self, address: str) -> str:
+        """Fetch a page in the dut."""
+        with entered(self.lab.dut), urllib.request.urlopen(f"http://{address}", timeout=10) as page:
+            return str(page.read().decode())
+
+    def api(self, call: str, **parameters: str) -> Any:
+        """Ask Prometheus; the data of its answer."""
+        asked = f"{PROMETHEUS}/api/v1/{call}?{urllib.parse.urlencode(parameters)}"
+        return json.loads(self.get(asked))["data"]
+
+    def query(self, expr: str) -> dict[tuple[str, ...], float]:
+        """The values of an expression now, by path, interface and queue."""
+        return {
+            tuple(series["metric"].get(label, "") for label in ("path", "interface", "queue")): float(
+                series["value"][1]
+            )
+            for series in self.api("query", query=expr)["result"]
+        }
+
+    def scrapes(self) -> float:
+        """How many times Prometheus has reached xskd."""
+        try:
+            return sum(self.query('sum_over_time(up{job="xskd"}[5m])').values())
+        except OSError:  # it does not listen yet
+            return 0
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """No traffic for a while."""
+        os.kill(self.ping.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.ping.pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A pair that has been looking at each other long enough for rates, and has seen a worker die."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes network namespaces, runs xskd")
+    if absent := [tool for tool in ("prometheus", "promtool") if shutil.which(tool) is None]:
+        pytest.skip(f"needs {', '.join(absent)} (package prometheus)")
+    with Topology("xskd-system", queues=QUEUES) as lab:
+        made = Watched(lab, tmp_path_factory.mktemp("watched"))
+        os.kill(made.status()["workers"][1]["pid"], signal.SIGKILL)
+        assert eventually(lambda: made.scrapes() >= SCRAPES, FIRST_SCRAPE), "Prometheus has seen too little"
+        yield made
+
+
+def test_the_target_is_up(watched: Watched) -> None:
+    (target,) = watched.api("targets")["activeTargets"]
+    assert (target["health"], target["lastError"]) == ("up", "")
+
+
+def test_promtool_finds_nothing_wrong_with_the_page(watched: Watched) -> None:
+    page = watched.get(f"{METRICS}/metrics")
+    done = subprocess.run(
+        ("promtool", "check", "metrics"), input=page, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_every_query_of_every_panel_returns_data(watched: Watched) -> None:
+    empty = []
+    for query in queries():
+        values = watched.query(query.filled(RATE_INTERVAL)).values()
+        if not any(math.isfinite(value) for value in values):
+            empty.append(f"{query.panel}: {query.expr}")
+    assert empty == []
+
+
+def test_no_recommended_alert_but_copy_mode_is_true_of_a_daemon_that_is_well(watched: Watched) -> None:
+    firing = [alert.expr for alert in alerts() if watched.query(alert.expr)]
+    assert len(alerts()) > 8
+    assert firing == ['xskd_socket_mode{mode="zerocopy"} == 0']
+
+
+def test_every_variable_offers_something(watched: Watched) -> None:
+    offered = {
+        name: {series[label] for series in watched.api("series", **{"match[]": filled(expr, RATE_INTERVAL)})}
+        for name, (expr, label) in variables().items()
+    }
+    assert offered == {
+        "instance": {METRICS},
+        "path": {"wire"},
+        "interface": {"eth1", "eth2"},
+        "queue": {str(number) for number in range(QUEUES)},
+    }
+
+
+def test_prometheus_counts_what_the_daemon_counts(watched: Watched) -> None:
+    with watched.quiet():
+        last = watched.scrapes() + 2  # the next one may have begun before it was quiet
+        assert eventually(lambda: watched.scrapes() > last)
+        status = watched.status()
+        for metric, field in PAIRS.items():
+            told = {
+                (worker["path"], port["interface"], str(port["queue"])): port["counters"][field]
+                for worker in status["workers"]
+                for port in worker["ports"]
+            }
+            assert sum(told.values()) > 0, metric
+            assert watched.query(metric) == told, metric
+        restarts = watched.query("xskd_worker_restarts_total")
+        assert (
+            restarts
+            == {("wire", "", "1"): 1}
+            == {
+                (worker["path"], "", str(worker["index"])): 1
+                for worker in status["workers"]
+                if worker["restarts"]
+            }
+        )
+        redirected = watched.query('xskd_xdp_verdicts_total{verdict="redirected"}')
+        assert redirected == {
+            (each["path"], each["name"], ""): each["verdicts"]["redirected"] for each in status["interfaces"]
+        }
+
+
+def test_the_rate_is_that_of_the_traffic(watched: Watched) -> None:
+    """500 pings a second and their answers, or what a busy machine makes of them."""
+    total = f"sum(rate(xskd_rx_packets_total[{RATE_INTERVAL}]))"
+    assert eventually(lambda: 200 < watched.query(total)["", "", ""] < 1200)
