@@ -22,6 +22,8 @@ from xskd import __version__
 from xskd.errors import ConfigError, XskdError
 
 EXIT_OK, EXIT_CONFIG, EXIT_UNAVAILABLE = 0, 2, 3
+# Each verb imports what it needs when it runs: `xskd status` must not wait for the daemon's libraries.
+# ruff: noqa: PLC0415
 DEFAULT_CONFIG = Path("/etc/xskd/xskd.yaml")
 
 
@@ -31,14 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.verb(options))
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return EXIT_CONFIG
     except XskdError as error:
-        print(f"xskd: {error}", file=sys.stderr)
+        _complain(f"xskd: {error}")
         return EXIT_UNAVAILABLE
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+
+
+def _complain(text: str) -> None:
+    """To standard error; the journal takes the mark in front of a line for its priority (sd-daemon(3))."""
+    from xskd import logs
+
+    mark = "<3>" if logs.under_journal() else ""
+    print("\n".join(mark + line for line in text.splitlines()), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,10 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Each verb imports what it needs when it runs: `xskd status` must not wait for the daemon's libraries.
-# ruff: noqa: PLC0415
-
-
 def _run(options: argparse.Namespace) -> int:
     from xskd import logs, machine, service
 
@@ -82,19 +88,23 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from xskd import config, control, show
+    from xskd import control, show
 
-    path = options.socket
-    if path is None:
-        where = options.config or DEFAULT_CONFIG
-        known = options.config is not None or where.exists()
-        path = (config.load(where).control if known else config.Control()).socket
-    answer = control.ask(path, "status")["status"]
+    answer = control.ask(options.socket or _control_socket(options.config), "status")["status"]
     if options.json:
         print(json.dumps(answer, indent=2))
     else:
         show.status(answer)
     return EXIT_OK
+
+
+def _control_socket(file: Path | None) -> Path:
+    """Where the configuration says that the daemon listens."""
+    from xskd import config
+
+    where = file or DEFAULT_CONFIG
+    known = file is not None or where.exists()
+    return (config.load(where).control if known else config.Control()).socket
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from xskd import __version__, notify
-from xskd.errors import XdpError, XskdError, XskError
+from xskd.errors import XdpError, XskdError, XskError, errno_name
 from xskd.plan import InterfacePlan, Plan
 from xskd.slot import Slot
 from xskd.spawn import WorkerProcess
@@ -117,11 +117,12 @@ class Supervisor:
             case Said(slot, process) if slot.process is process:
                 self._hear(slot, process)
             case Exited(slot, process) if slot.process is process:
-                self._hear(slot, process)  # its last words
-                self._bury(slot, process.exit_cause() or "unknown")
+                self._hear(slot, process)
+                if slot.process is process:  # its last words may have led to another one
+                    cause = process.exit_cause() or "unknown"
+                    self._bury(slot, cause, process.error or f"the worker process ended: {cause}")
             case Late(slot, process) if slot.process is process and slot.state == "starting":
-                slot.last_error = f"not bound within {START_SECONDS:g} s"
-                self._bury(slot, "start_timeout")
+                self._bury(slot, "start_timeout", f"not bound within {START_SECONDS:g} s")
             case Due(slot) if slot.state == "backoff" and not self._stopping:
                 self._spawn(slot)
             case Tick():
@@ -132,6 +133,7 @@ class Supervisor:
             case _:
                 pass  # about a process that is no longer there
         self._consider_ready()
+        self._tell()
 
     def status(self) -> DaemonStatus:
         """The picture of this moment."""
@@ -156,7 +158,7 @@ class Supervisor:
                 program.attach(plan.name, plan.attach, ifindex=plan.ifindex)
             except XdpError as error:
                 raise StartError(str(error)) from error
-            refused = f" ({_why(program.native_refused)})" if program.native_refused else ""
+            refused = f" ({errno_name(program.native_refused)})" if program.native_refused else ""
             log.info("%s: XDP program attached, %s mode%s", plan.name, program.attach_mode, refused)
 
     def _spawn(self, slot: Slot) -> None:
@@ -164,8 +166,7 @@ class Supervisor:
         try:
             process = slot.spawn()
         except (XskError, OSError) as error:
-            slot.last_error = str(error)
-            self._bury(slot, "spawn")
+            self._bury(slot, "spawn", str(error))
             return
         loop.add_reader(process.link, self.events.put_nowait, Said(slot, process))
         loop.add_reader(process.pidfd, self._exited, slot, process)
@@ -182,11 +183,11 @@ class Supervisor:
             asyncio.get_running_loop().remove_reader(process.link)
         for message in messages:
             match message["event"]:
-                case "bound":
+                case "bound" if not self._stopping:
                     self._bound(slot, message["ports"])
                 case "failed":
-                    slot.last_error = message["error"]
-                    if message["copy"]:
+                    process.error = message["error"]
+                    if message["copy"] and not self._stopping:
                         self._settle_for_copy(slot)
                 case "stopped":
                     _log_stopped(slot.name, message)
@@ -197,15 +198,14 @@ class Supervisor:
         slot.bound([str(port["mode"]) for port in ports])
         for port, made, said in zip(slot.plan.ports, slot.process.sockets, ports, strict=True):
             refused = said["refused"]
-            why = f" (zero-copy refused: {_why(refused)})" if isinstance(refused, int) else ""
+            why = f" (zero-copy refused: {errno_name(refused)})" if isinstance(refused, int) else ""
             log.info(
                 "%s: %s queue %d bound, %s mode%s", slot.name, port.interface, port.queue, said["mode"], why
             )
             try:
                 self.programs[port.interface].insert(port.queue, made)
             except XdpError as error:
-                slot.last_error = str(error)
-                self._bury(slot, "xskmap")
+                self._bury(slot, "xskmap", str(error))
                 return
 
     def _settle_for_copy(self, slot: Slot) -> None:
@@ -235,26 +235,27 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.call_later(min(TICK_SECONDS, self._watchdog or TICK_SECONDS), self.events.put_nowait, Tick())
         for slot in self.slots.values():
-            age = slot.heartbeat_age()
-            if slot.state == "forwarding" and age is not None and age > STALLED_SECONDS:
-                slot.last_error = f"no heartbeat for {age:.1f} s"
-                self._bury(slot, "stalled")
+            if slot.state == "forwarding" and slot.silent_for() > STALLED_SECONDS:
+                self._bury(slot, "stalled", f"no heartbeat for {slot.silent_for():.1f} s")
+        if self._watchdog is not None:
+            notify.watchdog()
+
+    def _tell(self) -> None:
+        """Say what has changed, in the log and to systemd, as soon as it has."""
         text = self._text()
         if self.ready and text != self._last_text:
             self._last_text = text
             log.info("%s", text)
             notify.status(text)
-        if self._watchdog is not None:
-            notify.watchdog()
 
-    def _bury(self, slot: Slot, cause: str) -> None:
+    def _bury(self, slot: Slot, cause: str, why: str) -> None:
         """A worker is finished: no packets to its sockets, nothing left of it, another one after a pause."""
         self._withdraw(slot)
         if slot.process is not None:
             self._forget(slot.process)
-        slot.last_error = slot.last_error or f"the worker process ended: {cause}"
+        slot.last_error = why
         pause = slot.buried(cause)
-        log.warning("%s: worker ended (%s): %s; next try in %.2f s", slot.name, cause, slot.last_error, pause)
+        log.warning("%s: worker ended (%s): %s; next try in %.2f s", slot.name, cause, why, pause)
         asyncio.get_running_loop().call_later(pause, self.events.put_nowait, Due(slot))
 
     def _withdraw(self, slot: Slot) -> None:
@@ -322,10 +323,6 @@ class Supervisor:
             attach=program.attach_mode if program else None,
             verdicts=program.verdicts() if program else Verdicts(0, 0, 0),
         )
-
-
-def _why(error: int) -> str:
-    return os.strerror(error)
 
 
 def _log_stopped(name: str, message: dict[str, object]) -> None:

@@ -22,18 +22,25 @@ def drop_all() -> None:
 
     Every module must have been imported before: nobody may not be able to read where xskd is installed.
     """
-    with contextlib.suppress(PermissionError):  # CAP_SETPCAP is gone already: then so is the way to more
-        for capability in CAPABILITIES:
-            if not _prctl(lib.PR_CAPBSET_DROP, capability):
-                break
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    _prctl(lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL)
-    if lib.xskd_drop_capabilities() < 0:
-        raise XskdError(f"capset: {os.strerror(ffi.errno)}; refusing to run with capabilities")
-    _prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
+    try:
+        with contextlib.suppress(PermissionError):  # no CAP_SETPCAP: then the set cannot be used either
+            _empty_bounding_set()
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        _prctl(lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL)
+        if lib.xskd_drop_capabilities() < 0:
+            raise OSError(ffi.errno, os.strerror(ffi.errno), "capset")
+        _prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
+    except OSError as error:
+        raise XskdError(f"giving up rights: {error}; a worker must not run with any") from error
+
+
+def _empty_bounding_set() -> None:
+    for capability in CAPABILITIES:
+        if not _prctl(lib.PR_CAPBSET_DROP, capability):
+            return
 
 
 def _prctl(option: int, argument: int) -> bool:

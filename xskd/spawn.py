@@ -21,6 +21,7 @@ from xskd.plan import WorkerPlan
 from xskd.umem import Umem
 from xskd.xsk import Socket, Statistics
 
+END_SECONDS = 3.0  # for a process that was killed, or whose channel was closed, to be gone
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +31,7 @@ class WorkerProcess:
     def __init__(self, plan: WorkerPlan, page: CounterPage) -> None:
         self.plan = plan
         self.sockets: list[Socket] = []
+        self.error: str | None = None  # what it said of its failure
         umem = Umem(plan.frames, plan.frame_size, huge_pages=plan.huge_pages)
         try:
             for index, port in enumerate(plan.ports):
@@ -71,10 +73,6 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             channel.send(self.link, {"verb": "stop"})
 
-    def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
-
     def statistics(self) -> list[Statistics]:
         """The kernel's counters of each socket; they live as long as the socket, not the process."""
         return [made.statistics() for made in self.sockets]
@@ -84,14 +82,21 @@ class WorkerProcess:
         status = self._process.poll()
         if status is None:
             return None
-        return f"exit {status}" if status >= 0 else signal.Signals(-status).name
+        if status >= 0:
+            return f"exit {status}"
+        try:
+            return signal.Signals(-status).name
+        except ValueError:  # most real-time signals have no name
+            return f"signal {-status}"
 
     def close(self) -> None:
-        """Kill it if it still runs, reap it, and close every descriptor that was its."""
-        self._process.kill()
-        self._process.wait()
+        """End it if it still runs, reap it, and close every descriptor that was its."""
+        self.link.close()  # for a worker that we may not kill: it ends when its channel does
+        with contextlib.suppress(PermissionError):  # root without CAP_KILL, see systemd/xskd.service
+            self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
         self._close_sockets()
-        self.link.close()
         os.close(self.pidfd)
 
     def _close_sockets(self) -> None:
