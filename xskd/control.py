@@ -73,11 +73,14 @@ class ControlServer:
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             verb = json.loads(line)["verb"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return {"ok": False, "error": 'expected one line of JSON like {"verb": "status"}'}
         if verb != "status":
             return {"ok": False, "error": f"unknown verb {verb!r}; known: status"}
-        return {"ok": True, "status": self._status().as_json()}
+        try:
+            return {"ok": True, "status": self._status().as_json()}
+        except XskdError as error:
+            return {"ok": False, "error": str(error)}
 
 
 def ask(path: Path, verb: str) -> dict[str, Any]:
@@ -88,6 +91,8 @@ def ask(path: Path, verb: str) -> dict[str, Any]:
             client.connect(os.fspath(path))
             client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
             answer = json.loads(client.makefile("rb").readline() or b"null")
+    except (ConnectionResetError, BrokenPipeError) as error:
+        raise XskdError(f"{path}: the daemon is too busy to answer") from error
     except PermissionError as error:
         raise XskdError(f"{path}: only the daemon's own user and root may ask") from error
     except (OSError, ValueError) as error:

@@ -5,52 +5,54 @@ This module must never ask the daemon or the kernel anything; it is given what i
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from xskd.plan import Plan
 
 MIB = 1 << 20
+PIPE_WIDTH = 160  # columns, where there is no terminal to ask
 
 
 def plan(what: Plan) -> None:
     """The plan of `xskd check`: which process gets which queues, CPU and memory."""
-    console = Console()
-    table = _table("worker", "does", "queues", "poll", "CPU", "frames", "UMEM")
+    console = _console()
+    table = _table("worker", "does", "ports", "poll", "CPU", "frames", "UMEM")
     for worker in what.workers:
         table.add_row(
             worker.name,
             worker.kind,
-            ", ".join(f"{port.interface} queue {port.queue} ({port.mode})" for port in worker.ports),
+            ", ".join(f"{port.interface}:{port.queue} {port.mode}" for port in worker.ports),
             worker.poll,
             "any" if worker.cpu is None else str(worker.cpu),
             f"{worker.frames} x {worker.frame_size}",
             f"{worker.umem_bytes / MIB:.0f} MiB",
         )
-    console.print(table)
+    console.print(table, soft_wrap=False)
     for interface in what.interfaces:
         console.print(
             f"{interface.name}: XDP program {interface.attach}, {interface.queues} queues;"
             f" packets of a queue without a worker: {interface.fallback}",
-            highlight=False,
         )
     listen = what.metrics_listen
     where = f"http://{listen[0]}:{listen[1]}/metrics" if listen else "off"
-    console.print(f"metrics: {where}; control socket: {what.control_socket}", highlight=False)
-    console.print(f"packet memory in all: {what.memory_bytes / MIB:.0f} MiB", highlight=False)
+    console.print(f"metrics: {where}; control socket: {what.control_socket}")
+    console.print(f"packet memory in all: {what.memory_bytes / MIB:.0f} MiB")
 
 
 def status(picture: dict[str, Any]) -> None:
     """The answer of `xskd status`, on one screen."""
-    console = Console()
+    console = _console()
     style = "green" if picture["ready"] and "not forwarding" not in picture["text"] else "red"
     console.print(f"xskd {picture['version']}, pid {picture['pid']}: [{style}]{picture['text']}[/]")
-    console.print(status_table(picture))
+    console.print(status_table(picture), soft_wrap=False)
     for worker in picture["workers"]:
         if worker["last_error"]:
-            console.print(f"[red]{worker['name']}[/]: {worker['last_error']}", highlight=False)
+            console.print(f"[red]{worker['name']}[/]: {escape(worker['last_error'])}")
 
 
 def status_table(picture: dict[str, Any], before: dict[str, Any] | None = None, seconds: float = 0) -> Table:
@@ -71,6 +73,11 @@ def status_table(picture: dict[str, Any], before: dict[str, Any] | None = None, 
                 _losses({name: port["kernel"][name] for name in ("rx_dropped", "rx_ring_full")}),
             )
     return table
+
+
+def _console() -> Console:
+    """Tables fit the terminal and other lines are left to it; a pipe or a file gets both unfolded."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def _table(*columns: str) -> Table:

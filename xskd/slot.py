@@ -87,6 +87,11 @@ class Slot:
         beat = self.page.struct.heartbeat_ns / 1e9
         return time.monotonic() - beat if beat > self.since else None
 
+    def silent_for(self) -> float:
+        """Seconds since the last turn of the loop, or since the last change of state before its first."""
+        age = self.heartbeat_age()
+        return time.monotonic() - self.since if age is None else age
+
     def status(self) -> WorkerStatus:
         """The picture of this moment."""
         counters = self.page.read(len(self.plan.ports))

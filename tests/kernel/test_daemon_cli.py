@@ -1,0 +1,119 @@
+"""The command line against real interfaces: bad files, the plan of `check`, the picture of `status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daemon import Daemon, Lane, connect, running, xskd
+
+if TYPE_CHECKING:
+    from conftest import MakeWire
+
+BAD = """\
+interfaces:
+  eth1: {queues: [0, 7]}
+  eth2: {}
+  eth9: {}
+paths:
+  wire: {connect: [eth1, eth2]}
+  echo: {reflect: eth9}
+umem: {frame_size: 2048}
+"""
+
+
+def test_a_bad_configuration_says_everything_at_once_and_starts_nothing(
+    wire: MakeWire, tmp_path: Path
+) -> None:
+    net = wire(queues=2, mtu=1800)
+    daemon = Daemon(net, tmp_path, BAD)
+    assert daemon.ended() == 2
+    lines = daemon.log.splitlines()
+    places = [line.removeprefix(f"{daemon.file}:").split(": ")[:2] for line in lines]
+    assert places == [
+        ["2", "interfaces.eth1"],
+        ["2", "interfaces.eth1.queues"],
+        ["3", "interfaces.eth2"],
+        ["4", "interfaces.eth9"],
+    ]
+    assert "MTU 1800 does not fit frames of 2048 bytes" in lines[0]
+    assert "run `ethtool -L eth1 rx 8 tx 8`" in lines[1]
+    assert "no such interface in this network namespace" in lines[3]
+    assert not daemon.socket.exists()
+
+
+def test_check_says_the_same_as_run(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire(queues=2, mtu=1800)
+    daemon = Daemon(net, tmp_path, BAD)
+    assert daemon.ended() == 2
+    checked = xskd(net, "check", str(daemon.file))
+    assert (checked.returncode, checked.stdout, checked.stderr) == (2, "", daemon.log)
+
+
+def test_check_prints_which_process_gets_what(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire(queues=2)
+    file = tmp_path / "xskd.yaml"
+    file.write_text(connect(", cpus: [1, 0], fallback: drop", rest="control: {socket: /tmp/c.sock}"))
+    checked = xskd(net, "check", str(file))
+    assert (checked.returncode, checked.stderr) == (0, "")
+    rows = [" ".join(line.split()) for line in checked.stdout.splitlines()]
+    frames = 2 * (1024 + 512 + 512 + 1024)
+    for queue, cpu in ((0, 1), (1, 0)):
+        ports = f"eth1:{queue} auto, eth2:{queue} auto"
+        assert f"wire/{queue} connect {ports} adaptive {cpu} {frames} x 4096 24 MiB" in rows
+    unserved = "XDP program auto, 2 queues; packets of a queue without a worker: drop"
+    assert f"eth1: {unserved}" in rows
+    assert f"eth2: {unserved}" in rows
+    assert "metrics: http://127.0.0.1:9478/metrics; control socket: /tmp/c.sock" in rows
+    assert rows[-1] == "packet memory in all: 48 MiB"
+
+
+def test_status_is_one_screen(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire(queues=2)
+    with running(net, tmp_path) as daemon:
+        sent = net.frames(1_234)
+        assert Lane(net, 1).through(sent, net.taps[1]) == sent
+        said = xskd(net, "status", "-c", str(daemon.file))
+    assert said.returncode == 0
+    rows = [" ".join(line.split()) for line in said.stdout.splitlines()]
+    assert rows[0] == f"xskd 0.1.0, pid {daemon.pid}: 1 path, 2 queues forwarding, copy mode"
+    assert rows[4:6] == ["wire/1 forwarding eth1:1 copy 1,234 0 0 0", "eth2:1 copy 0 1,234 0 0"]
+
+
+def fields(value: Any) -> Any:
+    """Show the shape of JSON: keys for mappings, the first element for lists, the type otherwise."""
+    if isinstance(value, dict):
+        return {key: fields(item) for key, item in value.items()}
+    return [fields(item) for item in value[:1]] if isinstance(value, list) else type(value).__name__
+
+
+def test_status_as_json_has_the_fields_that_programs_rely_on(wire: MakeWire, tmp_path: Path) -> None:
+    with running(wire(), tmp_path) as daemon:
+        said = json.loads(xskd(daemon.net, "status", "--json", "--socket", str(daemon.socket)).stdout)
+    found = fields(said)
+    (worker,) = found.pop("workers")  # of the list's first
+    (port,) = worker.pop("ports")
+    verdicts = dict.fromkeys(("redirected", "no_socket_passed", "no_socket_dropped"), "int")
+    words = dict.fromkeys(("name", "path", "fallback", "attach_wanted", "attach"), "str")
+    assert found == {
+        **{"version": "str", "pid": "int", "started": "float", "ready": "bool", "text": "str"},
+        "interfaces": [{**words, "queues": "int", "verdicts": verdicts}],
+    }
+    assert set(worker) == {
+        *("name", "path", "index", "kind", "state", "pid", "cpu", "poll", "restarts", "last_error"),
+        *("heartbeat_age", "counters"),
+    }
+    assert set(port) == {"interface", "queue", "mode_wanted", "mode", "rings", "counters", "kernel"}
+    assert said["pid"] == daemon.pid
+    assert said["workers"][0]["ports"][0]["rings"] == {"fill": 1024, "rx": 512, "tx": 512, "completion": 1024}
+
+
+def test_status_of_a_daemon_that_has_gone_is_unavailable(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire()
+    with running(net, tmp_path) as daemon:
+        assert daemon.stop() == 0
+        said = xskd(net, "status", "-c", str(daemon.file))
+    assert (said.returncode, said.stdout) == (3, "")
+    assert f"no xskd answers on {daemon.socket}" in said.stderr
+    assert "see key control.socket" in said.stderr

@@ -1,0 +1,127 @@
+"""The command line without a daemon: verbs, exit statuses, and what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from xskd import __version__, cli
+
+ROOT = Path(__file__).parents[2]
+BAD = "interfaces: {eth1: {mode: fast}}\npaths: {echo: {reflect: eth1}}\nmetric: {}\n"
+
+
+def xskd(*args: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "xskd", *args)
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    file = tmp_path / "bad.yaml"
+    file.write_text(BAD)
+    return file
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"xskd {__version__}\n"
+
+
+def test_it_runs_as_a_module() -> None:
+    done = xskd("--version")
+    assert (done.returncode, done.stdout) == (0, f"xskd {__version__}\n")
+
+
+@pytest.mark.parametrize("wrong", [[], ["start"], ["run", "--fast"], ["status", "--socket"]])
+def test_a_wrong_command_line_is_refused_like_a_wrong_file(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(wrong)
+    assert capsys.readouterr().err.startswith("usage: xskd")
+
+
+def test_the_schema_is_valid_and_takes_the_shipped_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    Draft202012Validator.check_schema(schema)
+    shipped = yaml.safe_load((ROOT / "config" / "xskd.yaml").read_text())
+    assert list(Draft202012Validator(schema).iter_errors(shipped)) == []
+    assert not Draft202012Validator(schema).is_valid({**shipped, "metric": {}})
+
+
+@pytest.mark.parametrize("verb", [["check"], ["run", "-c"], ["status", "-c"]])
+def test_every_error_of_a_file_goes_to_standard_error_with_its_place(
+    verb: list[str], bad: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*verb, str(bad)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    first, second = said.err.splitlines()
+    assert first.startswith(f"{bad}:1: interfaces.eth1.mode: must be ")
+    assert second == f"{bad}:3: metric: unknown key; did you mean metrics?"
+
+
+@pytest.mark.parametrize("verb", [["check"], ["run", "-c"], ["status", "-c"]])
+def test_a_file_that_cannot_be_read_is_a_wrong_configuration(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing.yaml"
+    assert cli.main([*verb, str(missing)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{missing}: ")
+
+
+def test_an_interface_that_is_missing_is_a_wrong_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("interfaces:\n  nowhere7: {}\npaths: {echo: {reflect: nowhere7}}\n")
+    assert cli.main(["check", str(file)]) == 2
+    assert capsys.readouterr().err.startswith(f"{file}:2: interfaces.nowhere7: no such interface")
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_no_daemon_is_unavailable_and_prints_nothing(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "control.sock"
+    assert cli.main(["status", "--socket", str(where), *more]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"xskd: no xskd answers on {where} (")
+
+
+def test_status_asks_where_its_configuration_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.yaml"
+    head = "interfaces: {eth1: {}}\npaths: {echo: {reflect: eth1}}\n"
+    file.write_text(head + f"control: {{socket: {tmp_path}/mine.sock}}\n")
+    assert cli.main(["status", "-c", str(file)]) == 3
+    assert f"no xskd answers on {tmp_path}/mine.sock" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m xskd schema | head -c 1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=30, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"{", b"")
+
+
+def test_status_loads_none_of_the_daemons_libraries(tmp_path: Path) -> None:
+    code = (
+        f"import sys; from xskd import cli; cli.main(['status', '--socket', '{tmp_path}/none']);"
+        "print({'pydantic', 'pyroute2', 'yaml', 'prometheus_client'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True, cwd=ROOT
+    )
+    assert done.stdout == "set()\n"

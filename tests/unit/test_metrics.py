@@ -1,0 +1,207 @@
+"""The table of metrics: well named, complete, documented, and served."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from test_plan import connect, device, plan
+from xskd._forward import ffi
+
+from xskd import metrics
+from xskd.counters import DROPS, PLACES, RINGS, WAKEUP_ERRORS
+from xskd.daemon import Supervisor
+from xskd.metrics import (
+    DAEMON_ROWS,
+    INTERFACE_ROWS,
+    PORT_ROWS,
+    TABLE,
+    WORKER_ROWS,
+    Endpoint,
+    Row,
+    StatusCollector,
+    as_markdown,
+    families,
+)
+from xskd.status import DaemonStatus
+from xskd.xdp import Verdicts
+from xskd.xsk import Statistics
+
+ROOT = Path(__file__).parents[2]
+ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    """A daemon of two workers that was never started."""
+    return Supervisor(plan(connect(), device("eth1", queues=2), device("eth2", queues=2)))
+
+
+def values(status: DaemonStatus) -> dict[float, str]:
+    """Every sample of a picture: name and last label by value."""
+    return {
+        sample.value: f"{sample.name} {list(sample.labels.values())[-1:]}"
+        for family in families(status)
+        for sample in family.samples
+    }
+
+
+# ---- names and words ------------------------------------------------------------------------------
+
+
+@ROWS
+def test_names_follow_the_conventions_of_prometheus(row: Row) -> None:
+    assert re.fullmatch(r"xskd_[a-z][a-z0-9]*(_[a-z0-9]+)*", row.name)
+    assert not row.name.endswith(("_total", "_count", "_sum", "_bucket", "_created"))
+    assert not re.search(r"(milli|micro|nano)seconds|_(ms|us|ns|kb|mb)(_|$)", row.name)  # base units only
+    assert row.exposed == row.name + ("_total" if row.kind == "counter" else "")
+    for label in row.labels:
+        assert re.fullmatch(r"[a-z][a-z_]*", label)
+        assert label not in ("le", "quantile", "job", "instance")
+
+
+@ROWS
+def test_help_is_a_sentence(row: Row) -> None:
+    assert re.fullmatch(r"[A-Z0-9].{15,}\.", row.help)
+    assert "  " not in row.help
+
+
+def test_no_name_is_used_twice() -> None:
+    assert [name for name, times in Counter(row.exposed for row in TABLE).items() if times > 1] == []
+
+
+def test_the_page_is_generated_from_the_table() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == as_markdown(), (
+        "run python -m xskd.metrics > docs/metrics.md"
+    )
+
+
+@ROWS
+def test_the_page_has_a_line_for_every_metric(row: Row) -> None:
+    assert as_markdown().count(f"| `{row.exposed}` | {row.kind} |") == 1
+
+
+# ---- nothing is forgotten -------------------------------------------------------------------------
+
+
+def numbered(struct: Any, skip: tuple[str, ...], first: int) -> dict[int, str]:
+    """Give every u64 of a C struct a number of its own; which field has which."""
+    given: dict[int, str] = {}
+    for name, field in ffi.typeof(struct).item.fields:
+        if name in skip:
+            continue
+        if field.type.kind == "array":
+            for index in range(field.type.length):
+                number = first + len(given)
+                getattr(struct, name)[index], given[number] = number, f"{name}[{index}]"
+        else:
+            number = first + len(given)
+            setattr(struct, name, number)
+            given[number] = name
+    return given
+
+
+def test_every_counter_of_a_port_in_c_is_exported(supervisor: Supervisor) -> None:
+    given = numbered(supervisor.slots["wire/0"].page.port(0), (), 100_001)
+    assert len(given) > 20
+    found = values(supervisor.status())
+    assert {name for number, name in given.items() if number not in found} == set()
+
+
+def test_every_counter_of_a_worker_in_c_is_exported(supervisor: Supervisor) -> None:
+    not_counters = ("layout_version", "sequence", "ports")
+    known_otherwise = ("heartbeat_ns", "frames")  # as an age, and as the sum over places
+    page = supervisor.slots["wire/0"].page.struct
+    given = numbered(page, not_counters + known_otherwise, 200_001)
+    found = values(supervisor.status())
+    assert {name for number, name in given.items() if number not in found} == set()
+
+
+def test_every_statistic_of_the_kernel_and_every_verdict_is_exported(supervisor: Supervisor) -> None:
+    status = supervisor.status()
+    port = dataclasses.replace(status.workers[0].ports[0], kernel=Statistics(*range(301, 307)))
+    worker = dataclasses.replace(status.workers[0], ports=(port,))
+    interface = dataclasses.replace(status.interfaces[0], verdicts=Verdicts(401, 402, 403))
+    found = values(dataclasses.replace(status, workers=(worker,), interfaces=(interface,)))
+    for number, field in enumerate(dataclasses.fields(Statistics), 301):
+        assert found[number] == f"xskd_xdp_statistics_total {[field.name]}"
+    for number, field in enumerate(dataclasses.fields(Verdicts), 401):
+        assert found[number] == f"xskd_xdp_verdicts_total {[field.name]}"
+
+
+def test_labels_are_spelt_like_the_enums_of_c(supervisor: Supervisor) -> None:
+    page = supervisor.slots["wire/0"].page
+    port = page.port(0)
+    expected = {}
+    for first, array, names, metric in (
+        (1001, port.drops, DROPS, "xskd_dropped_packets_total"),
+        (2001, port.wakeup_errors, WAKEUP_ERRORS, "xskd_wakeup_errors_total"),
+        (3001, port.ring_entries, RINGS, "xskd_ring_entries"),
+        (4001, page.struct.frames_in, PLACES, "xskd_frames"),
+    ):
+        for index, name in enumerate(names):
+            array[index] = first + index
+            expected[float(first + index)] = f"{metric} {[name]}"
+    found = values(supervisor.status())
+    assert {number: found.get(number) for number in expected} == expected
+
+
+def test_every_row_has_its_labels_and_a_series_for_each_subject(supervisor: Supervisor) -> None:
+    supervisor.slots["wire/1"].restarts["SIGKILL"] = 3
+    found = {family.name: family.samples for family in families(supervisor.status())}
+    for rows, subjects in ((PORT_ROWS, 4), (WORKER_ROWS, 2), (INTERFACE_ROWS, 2), (DAEMON_ROWS, 1)):
+        for row in rows:
+            samples = found[row.name]
+            assert all(tuple(sample.labels) == row.labels for sample in samples), row.name
+            assert len(samples) % subjects == 0 or row.name == "xskd_worker_restarts"
+    (restarts,) = found["xskd_worker_restarts"]
+    assert restarts.labels == {"path": "wire", "queue": "1", "cause": "SIGKILL"}
+    assert restarts.value == 3
+
+
+# ---- served ---------------------------------------------------------------------------------------
+
+
+def test_a_scrape_goes_through_the_loop_and_parses(supervisor: Supervisor) -> None:
+    async def scrape() -> str:
+        endpoint = Endpoint(("127.0.0.1", 0), asyncio.get_running_loop(), supervisor.status)
+        try:
+            url = f"http://127.0.0.1:{endpoint._server.server_port}/metrics"
+            page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read())
+        finally:
+            await asyncio.to_thread(endpoint.close)
+        return str(page, "utf-8")
+
+    found = {family.name for family in text_string_to_metric_families(asyncio.run(scrape()))}
+    assert found == {row.name for row in TABLE}
+
+
+def test_a_scrape_fails_in_time_when_the_loop_does_not_answer(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "SCRAPE_TIMEOUT", 0.05)
+    stuck = asyncio.new_event_loop()
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(stuck, supervisor.status))
+    with pytest.raises(TimeoutError):
+        generate_latest(registry)
+    stuck.close()
+
+
+def test_sixty_four_workers_are_told_of_quickly() -> None:
+    many = Supervisor(plan(connect(), device("eth1", queues=64), device("eth2", queues=64)))
+    began = time.perf_counter()
+    series = sum(len(family.samples) for family in families(many.status()))
+    took = time.perf_counter() - began
+    print(f"{series} series in {took * 1000:.0f} ms")
+    assert series > 64 * 2 * 30
+    assert took < 2
