@@ -1,8 +1,8 @@
 """One worker's place in the daemon: what stays while processes come and go.
 
-The counter page, the sums of the kernel's counters, the restarts and the backoff belong to the place, so
-nothing an operator watches goes back to zero with a process. The supervisor's loop is the only one to call
-anything here.
+The packet memory, the counter page, the sums of the kernel's counters, the restarts and the backoff belong to
+the place, so nothing an operator watches goes back to zero with a process. The supervisor's loop is the only
+one to call anything here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from xskd.errors import XskError
 from xskd.plan import WorkerPlan
 from xskd.spawn import WorkerProcess, sum_statistics
 from xskd.status import PortStatus, WorkerState, WorkerStatus
-from xskd.xsk import Statistics
+from xskd.uapi import Statistics
+from xskd.umem import make_memory
 
 FIRST_BACKOFF = 0.05  # seconds before the first respawn: long enough for the kernel to free a queue
 LAST_BACKOFF = 30.0  # seconds: a queue that never works costs two tries a minute
@@ -29,6 +30,8 @@ class Slot:
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
         self.page = CounterPage(plan.frames)
+        # Kept from process to process: fresh pages are the dearest part of a start, and only the first pays.
+        self._memory = make_memory(plan.frames, plan.frame_size, huge_pages=plan.huge_pages)
         self.process: WorkerProcess | None = None
         self.state: WorkerState = "starting"
         self.restarts: Counter[str] = Counter()
@@ -46,7 +49,7 @@ class Slot:
     def spawn(self) -> WorkerProcess:
         """Start a process. Raises XskError if its sockets or memory cannot be had."""
         self._enter("starting")
-        self.process = WorkerProcess(self.plan, self.page)
+        self.process = WorkerProcess(self.plan, (self._memory, self.page.fd))
         return self.process
 
     def bound(self, modes: list[str]) -> None:
@@ -130,7 +133,10 @@ class Slot:
             return self._ended
         try:
             now = self.process.statistics()
-        except XskError:  # the device went away under the socket: what it counted last is lost with it
+        except (
+            XskError,
+            OSError,
+        ):  # the device went away under the socket: what it counted last is lost with it
             return self._ended
         return [sum_statistics(base, new) for base, new in zip(self._ended, now, strict=True)]
 

@@ -1,8 +1,8 @@
-"""Making a worker process: its memory, its sockets, its program, and the wire to it.
+"""Making a worker process: its sockets, its interpreter, and the wire to it.
 
-This is the part that needs rights: AF_XDP sockets, pinned memory. Everything a worker gets is made here and
-handed over; a dead worker's things are closed here, every copy, so that its queues are free for the next one.
-It must never decide when to start or stop a worker: that is daemon.py's.
+AF_XDP sockets need rights, so they are made here and handed over, with memory that outlives the worker. The
+sockets of a dead worker are closed here, every copy, so that its queues are free for the next one. This
+module must never decide when to start or stop a worker: that is daemon.py's.
 """
 
 from __future__ import annotations
@@ -10,46 +10,43 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from xskd import channel
-from xskd.counters import CounterPage
 from xskd.plan import WorkerPlan
-from xskd.umem import Umem
-from xskd.xsk import Socket, Statistics
+from xskd.uapi import Statistics
+from xskd.xsk import make_socket, read_statistics
 
 END_SECONDS = 3.0  # for a process that was killed, or whose channel was closed, to be gone
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
 class WorkerProcess:
-    """One worker process from the supervisor's side. Raises XskError if its parts cannot be made."""
+    """One worker process from the supervisor's side. Raises XskError or OSError if its parts cannot be had.
 
-    def __init__(self, plan: WorkerPlan, page: CounterPage) -> None:
+    `memory` is what outlives it: the descriptors of the UMEM's memory and of the counter page.
+    """
+
+    def __init__(self, plan: WorkerPlan, memory: tuple[int, int]) -> None:
         self.plan = plan
-        self.sockets: list[Socket] = []
+        self.sockets: list[socket.socket] = []
         self.error: str | None = None  # what it said of its failure
-        umem = Umem(plan.frames, plan.frame_size, huge_pages=plan.huge_pages)
         try:
-            for index, port in enumerate(plan.ports):
-                made = Socket(
-                    umem, port.interface, port.queue, rings=port.rings, ifindex=port.ifindex, index=index
-                )
+            for port in plan.ports:
+                made = make_socket(port.interface, port.queue, port.rings, plan.frame_size)
                 self.sockets.append(made)
-            self.sockets[0].register()
             self.link, theirs = channel.pair()
             with theirs:
                 self._process = _start(theirs.fileno())
-            descriptors = [umem.memfd, page.fd, *(s.fileno() for s in self.sockets)]
+            descriptors = [*memory, *(made.fileno() for made in self.sockets)]
             channel.send(self.link, {"plan": plan.to_json()}, descriptors)
         except BaseException:
             self._close_sockets()
             raise
-        finally:
-            umem.close()  # the kernel and the worker hold the memory now; the supervisor never looks at it
         self.link.setblocking(False)
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
@@ -74,8 +71,8 @@ class WorkerProcess:
             channel.send(self.link, {"verb": "stop"})
 
     def statistics(self) -> list[Statistics]:
-        """The kernel's counters of each socket; they live as long as the socket, not the process."""
-        return [made.statistics() for made in self.sockets]
+        """The kernel's counters of each socket, which live as long as it does. OSError, XskError."""
+        return [read_statistics(made) for made in self.sockets]
 
     def exit_cause(self) -> str | None:
         """Why the process ended, in a word fit for a label: `exit 1`, `SIGKILL`; None while it runs."""

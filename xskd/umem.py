@@ -48,7 +48,7 @@ class Umem:
         self.frames, self.frame_size, self.headroom = frames, frame_size, headroom
         self.size = frames * frame_size
         self.huge_pages = huge_pages
-        self.memfd = _umem_memory(self.size, huge_pages) if memfd is None else memfd
+        self.memfd = make_memory(frames, frame_size, huge_pages=huge_pages) if memfd is None else memfd
         try:
             self._map = _map_umem(self.memfd, self.size, huge_pages)
         except XskError:
@@ -128,12 +128,12 @@ def _check_umem(frames: int, frame_size: int, headroom: int) -> None:
         raise XskError("XDP_UMEM_REG", key="umem", hint=problem)
 
 
-def _umem_memory(size: int, huge_pages: bool) -> int:
-    """A memfd of `size` bytes, in whole pages."""
+def make_memory(frames: int, frame_size: int, *, huge_pages: bool = False) -> int:
+    """A memfd for a UMEM of that size, in whole pages; empty until somebody maps it."""
     page = HUGE_PAGE if huge_pages else mmap.PAGESIZE
     flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB | os.MFD_HUGE_2MB if huge_pages else 0)
     fd = os.memfd_create("xskd-umem", flags)
-    os.ftruncate(fd, -(-size // page) * page)
+    os.ftruncate(fd, -(-frames * frame_size // page) * page)
     return fd
 
 

@@ -1,8 +1,8 @@
 """One worker: one process, one UMEM, one XSK per interface of its path, one loop.
 
-Started afresh by the supervisor (xskd/spawn.py), which hands it a plan and descriptors. It gives up every
-right before it touches a packet, maps and fills the rings, binds, says so, and forwards until it is told to
-stop or the supervisor is gone. It must never import the control plane (pydantic, pyroute2, YAML), never open
+Started afresh by the supervisor (xskd/spawn.py), which hands it a plan and descriptors. It has its memory
+pinned, gives up every right, maps and fills the rings, binds, says so, and forwards until it is told to stop
+or the supervisor is gone. It must never import the control plane (pydantic, pyroute2, YAML), never open
 anything by name, and never outlive its supervisor.
 """
 
@@ -58,6 +58,10 @@ class Worker:
             counters=self._page.struct,
             control_fd=link.fileno(),
         )
+
+    def register(self) -> None:
+        """Have the kernel pin the memory, the last step that needs a right: CAP_IPC_LOCK. Raises XskError."""
+        self._sockets[0].register()
 
     def bind(self) -> None:
         """Rings, FILL to the brim, then bind; the first socket owns the UMEM. Raises XskError."""
@@ -118,8 +122,9 @@ def main() -> int:
         os.sched_setaffinity(0, {plan.cpu})
     gc.disable()  # nothing here makes cycles while forwarding, and a pause would be a packet's
     try:
-        privileges.drop_all()
         worker = Worker(plan, descriptors, link)
+        worker.register()
+        privileges.drop_all()
     except XskdError as error:
         channel.send(link, {"event": "failed", "error": str(error), "copy": False})
         return EXIT_FAILED

@@ -69,7 +69,9 @@ class Socket:
         self.umem, self.interface, self.queue = umem, interface, queue
         self.rings = rings or Rings()
         self.ifindex = _ifindex(interface) if ifindex is None else ifindex
-        self._socket = self._new_socket() if fd is None else _socket_of(fd)
+        self._socket = (
+            make_socket(interface, queue, self.rings, umem.frame_size) if fd is None else _socket_of(fd)
+        )
         self._maps: list[mmap.mmap] = []
         self._buffers: list[Any] = []
         self._counters = ffi.new("struct xskd_port_counters *") if counters is None else counters
@@ -248,8 +250,7 @@ class Socket:
     def statistics(self) -> Statistics:
         """The kernel's six counters of this socket, from when it was made. Raises XskError."""
         with self._call("getsockopt(XDP_STATISTICS)"):
-            answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_STATISTICS, STATISTICS_NEW)
-        return Statistics.parse(answer)
+            return read_statistics(self._socket)
 
     def fileno(self) -> int:
         """The descriptor, for select, poll, an XSKMAP or another process."""
@@ -280,19 +281,6 @@ class Socket:
         self.close()
 
     # ---- inside ---------------------------------------------------------------------------------
-
-    def _new_socket(self) -> socket.socket:
-        hint = "this needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS"
-        with self._call("socket(AF_XDP)", hint=hint):
-            made = socket.socket(lib.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        # Room for a full TX ring: copy mode charges every frame to the send buffer, and too small a one shows
-        # as an endless EAGAIN. Without CAP_NET_ADMIN the system's limit applies, which is no error.
-        wanted = min(self.rings.tx * (self.umem.frame_size + SKB_OVERHEAD), MAX_SEND_BUFFER)
-        try:
-            made.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, wanted)
-        except PermissionError:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wanted)
-        return made
 
     def _raise_tx_budget(self) -> None:
         """Let one call send more than 32 frames in copy mode, where the kernel knows how (since 6.18)."""
@@ -395,6 +383,33 @@ class Socket:
             raise self._error(call, error.errno, hint, key) from error
 
 
+def make_socket(interface: str, queue: int, rings: Rings, frame_size: int) -> socket.socket:
+    """An AF_XDP socket, not yet bound to anything; the names are for the error. Raises XskError.
+
+    Needs CAP_NET_RAW. Its send buffer has room for a full TX ring: copy mode charges every frame to it, and
+    too small a one shows as an endless EAGAIN. Without CAP_NET_ADMIN the system's limit applies, which is no
+    error.
+    """
+    try:
+        made = socket.socket(lib.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    except OSError as error:
+        hint = "this needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS"
+        raise XskError(
+            "socket(AF_XDP)", interface=interface, queue=queue, errno=error.errno, hint=hint
+        ) from error
+    wanted = min(rings.tx * (frame_size + SKB_OVERHEAD), MAX_SEND_BUFFER)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, wanted)
+    except PermissionError:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wanted)
+    return made
+
+
+def read_statistics(made: socket.socket) -> Statistics:
+    """XDP_STATISTICS of any AF_XDP socket. OSError if it is closed, XskError for an unknown answer."""
+    return Statistics.parse(made.getsockopt(lib.SOL_XDP, lib.XDP_STATISTICS, STATISTICS_NEW))
+
+
 def _socket_of(fd: int) -> socket.socket:
     """The socket object of a descriptor; told its family, as an XSK has no name to ask for it."""
     return socket.socket(lib.AF_XDP, socket.SOCK_RAW, 0, fileno=fd)
@@ -411,7 +426,10 @@ def _ifindex(interface: str) -> int:
 def _bind_advice(error: int, queue: int) -> tuple[str, str | None]:
     """What an errno of bind means for the person who configured it, and the key to change."""
     return {
-        errno.EBUSY: ("the queue is held by another AF_XDP socket; `ss -f xdp -ap` shows whose", "queues"),
+        errno.EBUSY: (
+            "the queue is held by another AF_XDP socket; `ss -f xdp -ap` says whose, if the kernel can",
+            "queues",
+        ),
         errno.EINVAL: (
             f"queue {queue} does not exist, or zero-copy cannot take the MTU with this frame size",
             "queues",
