@@ -242,7 +242,20 @@ def parse(text: bytes | str, name: str) -> Config:
 
 def schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    made = _or_nothing(Config.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _or_nothing(node: Any) -> Any:
+    """Sections may be left empty (`eth2:`), which YAML reads as null and pydantic's schema does not know."""
+    if isinstance(node, list):
+        return [_or_nothing(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        rest = {key: value for key, value in node.items() if key != "$ref"}
+        return {**rest, "anyOf": [{"$ref": node["$ref"]}, {"type": "null"}]}
+    return {key: _or_nothing(value) for key, value in node.items()}
 
 
 def _path_errors(values: Any) -> Iterator[tuple[yamltext.Keys, str]]:

@@ -261,6 +261,7 @@ def test_schema_is_valid_and_accepts_the_shipped_file() -> None:
     schema = config.schema()
     Draft202012Validator.check_schema(schema)
     Draft202012Validator(schema).validate(yaml.safe_load(SHIPPED.read_text()))
+    Draft202012Validator(schema).validate(yaml.safe_load(SHIPPED.read_text().replace("eth2: {}", "eth2:")))
 
 
 @pytest.mark.parametrize(
