@@ -64,14 +64,14 @@ class RingDepths(_Section):
     """Entries of the four rings of each AF_XDP socket, powers of two."""
 
     fill: Entries = Field(
-        default=4096, description="Entries of fill: frames lent to the kernel to receive into."
+        default=2048, description="Entries of fill: frames lent to the kernel to receive into."
     )
     rx: Entries = Field(
-        default=2048, description="Entries of RX: packets received, not yet seen by the worker."
+        default=1024, description="Entries of RX: packets received, not yet seen by the worker."
     )
-    tx: Entries = Field(default=2048, description="Entries of TX: packets handed to the kernel to send.")
+    tx: Entries = Field(default=1024, description="Entries of TX: packets handed to the kernel to send.")
     completion: Entries = Field(
-        default=4096, description="Entries of completion: frames sent, given back; at least tx."
+        default=2048, description="Entries of completion: frames sent, given back; at least tx."
     )
 
     @field_validator("completion")

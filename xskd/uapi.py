@@ -22,10 +22,10 @@ OLD_OFFSETS = struct.Struct("=12Q")
 class Rings:
     """Entries of the four rings of a socket; each a power of two."""
 
-    fill: int = 4096
-    rx: int = 2048
-    tx: int = 2048
-    completion: int = 4096
+    fill: int = 2048
+    rx: int = 1024
+    tx: int = 1024
+    completion: int = 2048
 
     def __post_init__(self) -> None:
         for name in ("fill", "rx", "tx", "completion"):

@@ -231,7 +231,7 @@ def test_names_that_yaml_takes_for_other_things_work_as_keys() -> None:
 def test_frames_at_the_least_that_rings_need() -> None:
     rings = "{rings: {fill: 256, rx: 512, tx: 128, completion: 128}}"  # of these, fill and tx count
     text = f"interfaces: {{eth1: {rings}, eth2: {{}}}}\npaths: {{wire: {{connect: [eth1, eth2]}}}}\n"
-    least = 256 + 128 + 4096 + 2048
+    least = 256 + 128 + 2048 + 1024
     assert config.parse(f"{text}umem: {{frames: {least}}}\n", "x.yaml").umem.frames == least
     assert f"write {least} or more" in errors_of(f"{text}umem: {{frames: {least - 1}}}\n")
 

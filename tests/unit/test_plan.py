@@ -79,7 +79,7 @@ def cpus_of(made: Plan) -> dict[str, int | None]:
 def test_a_whole_plan() -> None:
     made = plan(WIRE, device("eth1", queues=2), device("eth2", queues=2, mtu=9))
     one = Rings(fill=256, rx=64, tx=128, completion=128)
-    two = Rings(fill=4096, rx=2048, tx=2048, completion=4096)
+    two = Rings(fill=2048, rx=1024, tx=1024, completion=2048)
     assert made.interfaces == (
         InterfacePlan("eth1", 11, queues=2, attach="auto", fallback="drop", path="wire"),
         InterfacePlan("eth2", 12, queues=2, attach="generic", fallback="drop", path="wire"),
@@ -93,7 +93,7 @@ def test_a_whole_plan() -> None:
                 PortPlan("eth1", 11, queue=index, mode="auto", rings=one, mtu=1500),
                 PortPlan("eth2", 12, queue=index, mode="copy", rings=two, mtu=9),
             ),
-            frames=256 + 64 + 128 + 128 + 4096 + 2048 + 2048 + 4096,
+            frames=256 + 64 + 128 + 128 + 2048 + 1024 + 1024 + 2048,
             frame_size=4096,
             huge_pages=False,
             poll="busy",
@@ -105,7 +105,7 @@ def test_a_whole_plan() -> None:
     assert made.control_socket == Path("/run/xskd/control.sock")
     assert made.log_level == "info"
     assert [worker.name for worker in made.workers] == ["wire/0", "wire/1"]
-    assert made.memory_bytes == 2 * 12864 * 4096
+    assert made.memory_bytes == 2 * 6720 * 4096
 
 
 def test_a_worker_plan_survives_the_way_through_json() -> None:
