@@ -18,8 +18,6 @@ from xskd.errors import XskError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from xskd.xsk import Socket
-
 HEADROOM = 256  # bytes the kernel keeps in front of every packet: XDP_PACKET_HEADROOM in linux/bpf.h
 FRAME_SIZES = (2048, 4096)  # aligned mode: a power of two from 2048 up to the page size
 HUGE_PAGE = 2 << 20  # bytes
@@ -70,7 +68,7 @@ class Umem:
                 "frame_shift": frame_size.bit_length() - 1,
             },
         )
-        self.first_socket: Socket | None = None  # the others share it, see Socket.open
+        self.shared_fd: int | None = None  # of the socket that the others share, see Socket.open
         self.ports = 0  # sockets opened on it
         lib.xskd_umem_reset(self.struct)
 

@@ -72,7 +72,7 @@ class Worker:
             member.fill()
         first.bind(self.plan.ports[0].mode)
         for member in self._sockets[1:]:
-            member.bind(share=first)
+            member.bind(share=first.fileno())
 
     def report(self) -> channel.Message:
         """What the sockets became."""

@@ -104,16 +104,16 @@ class Socket:
         """
         opened = cls(umem, interface, queue, rings=rings, mtu=mtu, index=umem.next_port())
         try:
-            if umem.first_socket is None:
+            if umem.shared_fd is None:
                 opened.register()
             opened.set_up_rings()
             opened.fill()
-            opened.bind(mode, share=umem.first_socket)
+            opened.bind(mode, share=umem.shared_fd)
         except XskError:
             umem.withdraw(opened.port)
             opened.close()
             raise
-        umem.first_socket = umem.first_socket or opened
+        umem.shared_fd = opened.fileno() if umem.shared_fd is None else umem.shared_fd
         umem.ports += 1
         return opened
 
@@ -155,19 +155,17 @@ class Socket:
         self,
         mode: Mode = "auto",
         *,
-        share: Socket | None = None,
-        share_fd: int | None = None,
+        share: int | None = None,
         busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
         """Bind to the queue in the given mode and read back which one it became (`zero_copy`).
 
         `auto` asks for zero-copy first and then for copy, always explicitly: asked for neither, the kernel
-        falls back in silence. With `share` (a bound socket of the same UMEM) or its `share_fd` the mode is
+        falls back in silence. With `share`, the descriptor of a bound socket of the same UMEM, the mode is
         that socket's. EBUSY is retried for `busy_timeout` seconds. Raises XskError.
         """
-        if share is not None or share_fd is not None:
-            shared = share.fileno() if share is not None else share_fd
-            self._bind_retrying(lib.XDP_SHARED_UMEM, busy_timeout, shared)
+        if share is not None:
+            self._bind_retrying(lib.XDP_SHARED_UMEM, busy_timeout, share)
         elif mode == "copy" or (mode == "auto" and not self._bind_zero_copy(busy_timeout)):
             self._bind_retrying(lib.XDP_COPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
         elif mode == "zerocopy":
@@ -261,8 +259,8 @@ class Socket:
 
         Frames that were with the kernel stay out of use: for a new socket make a new UMEM.
         """
-        if self.umem.first_socket is self:
-            self.umem.first_socket = None
+        if self.umem.shared_fd == self.fileno():
+            self.umem.shared_fd = None
         self._forget_rings()
         for buffer in self._buffers:
             ffi.release(buffer)

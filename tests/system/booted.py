@@ -50,7 +50,19 @@ paths: {wire: {connect: [eth1, eth2]}}
         box.path("/usr/bin/xskd").symlink_to(XSKD)
         self.write("/etc/xskd/xskd.yaml", self.config)
         shutil.copy(UNIT, box.path("/etc/systemd/system/xskd.service"))
+        self._show_checkout()
         box.run("systemctl", "daemon-reload")
+
+    def _show_checkout(self) -> None:
+        """Where ProtectHome= or PrivateTmp= hides the checkout from the unit, and nowhere else, show it.
+
+        An installed xskd lies elsewhere, see docs/operations.md; a clone to be tested may lie anywhere.
+        """
+        hidden = {"/root": "tmpfs", "/home": "tmpfs", "/run/user": "tmpfs", "/tmp": "yes", "/var/tmp": "yes"}
+        for place, protect_home in hidden.items():
+            if ROOT.is_relative_to(place):
+                text = f"[Service]\nProtectHome={protect_home}\nBindReadOnlyPaths={ROOT}\n"
+                self.write("/etc/systemd/system/xskd.service.d/checkout.conf", text)
 
     def write(self, path: str, text: str) -> None:
         """Write a file of the machine, and its directory."""
