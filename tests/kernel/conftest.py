@@ -230,7 +230,9 @@ class Wire(Topology):
 
     def python(self, *args: str, ns: str | None = None, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Start a Python program in the dut, or in `ns`; it is killed at the end of the test."""
-        command = ("ip", "netns", "exec", ns or self.dut, *prefix, sys.executable, *args)
+        # A shell that runs the tests in the background has SIGINT ignored, and that is inherited.
+        at_ease = ("env", "--default-signal=INT")
+        command = ("ip", "netns", "exec", ns or self.dut, *at_ease, *prefix, sys.executable, *args)
         pipe = subprocess.PIPE
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
         child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
