@@ -38,7 +38,8 @@ def test_workers_can_do_nothing_but_forward(wire: MakeWire, tmp_path: Path) -> N
 
 
 def test_a_supervisor_that_is_not_root_gives_its_workers_nothing_either(wire: MakeWire) -> None:
-    some = "+net_raw,+net_admin,+bpf,+perfmon,+ipc_lock"
+    # The last one is for a checkout that only root may read; workers lose it with the rest.
+    some = "+net_raw,+net_admin,+bpf,+perfmon,+ipc_lock,+dac_read_search"
     user = ("setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups")
     net = wire()
     with TemporaryDirectory() as directory:  # pytest's own is for root only
