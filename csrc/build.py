@@ -44,8 +44,7 @@ static const int AF_XDP, SOL_XDP, XDP_SHARED_UMEM, XDP_COPY, XDP_ZEROCOPY, XDP_U
     XDP_UMEM_COMPLETION_RING, XDP_STATISTICS, XDP_OPTIONS, XDP_MAX_TX_SKB_BUDGET, XDP_OPTIONS_ZEROCOPY;
 static const unsigned long long XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_FILL_RING,
     XDP_UMEM_PGOFF_COMPLETION_RING;
-static const int PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL,
-    PR_SET_PDEATHSIG;
+static const int PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL;
 int xskd_bind(int fd, const struct sockaddr_xdp *address);
 int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long);
 int xskd_drop_capabilities(void);
@@ -103,7 +102,6 @@ int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t fla
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int libbpf_num_possible_cpus(void);
-enum { XSKD_LOG_SIZE = ... };
 struct xskd_program_info { uint32_t id; char name[16]; ...; };
 struct xskd_attached { uint32_t id; int mode; ...; };
 void xskd_libbpf_init(void);

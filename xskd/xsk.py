@@ -284,8 +284,11 @@ class Socket:
         """Let one call send more than 32 frames in copy mode, where the kernel knows how (since 6.18)."""
         budget = min(self.rings.tx, MAX_TX_BUDGET)
         if budget >= MIN_TX_BUDGET:
-            with contextlib.suppress(OSError):
+            try:
                 self._socket.setsockopt(lib.SOL_XDP, lib.XDP_MAX_TX_SKB_BUDGET, budget)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:  # an older kernel: 32 frames a call will do
+                    raise self._error("XDP_MAX_TX_SKB_BUDGET", error.errno, key="rings.tx") from error
 
     def _map_rings(self) -> None:
         offsets = self._mmap_offsets()
