@@ -84,10 +84,14 @@ static inlined uint64_t forward_one(const struct hop *hop, const struct xdp_desc
 	if (unlikely(!sendable(length, hop->max_length) || !inside(&hop->frames, addr, length) ||
 		     !owned(&hop->frames, addr, hop->from)))
 		return 0;
+	/* In this order, or a successor could not tell how far a killed worker got (adopt.c): a frame that has
+	 * changed its owner is in its slot, and a packet whose frame has not is as it arrived. */
+	*tx = *rx;
+	in_this_order();
+	hop->frames.owner[addr >> hop->frames.shift] = hop->to;
+	in_this_order();
 	if (swap)
 		swap_macs(hop->area + addr);
-	hop->frames.owner[addr >> hop->frames.shift] = hop->to;
-	*tx = *rx;
 	return length;
 }
 
@@ -174,8 +178,9 @@ static inlined uint32_t recycle_block(const struct frames *frames, const uint64_
 
 		if (unlikely(frame >= frames->count || frames->owner[frame] != before))
 			break;
-		frames->owner[frame] = after;
 		fill[i] = frame << frames->shift;
+		in_this_order();        /* as in forward_one */
+		frames->owner[frame] = after;
 	}
 	return i;
 }
@@ -207,6 +212,9 @@ static inline uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 	uint32_t n = ring_peek(completion, completion->size), kept = 0;
 
 	n = ring_reserve(fill, n);
+	if (n == 0)
+		return 0;
+	intend(from->umem, OPERATION_RECYCLE, from->index, to->index, fill->own);
 	for (uint32_t done = 0; done < n;) {
 		uint32_t run = ring_run(fill, kept, ring_run(completion, done, n - done));
 		uint32_t good = recycle_run(from, to, ring_addr(completion, done), ring_addr(fill, kept), run);
@@ -218,8 +226,9 @@ static inline uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 			done++;
 		}
 	}
-	ring_release(completion, n);
 	ring_submit(fill, kept);
+	ring_release(completion, n);
+	settle(from->umem);
 	from->tx_side -= kept;
 	to->rx_side += kept;
 	to->refilled += kept;
@@ -263,6 +272,7 @@ static inline uint32_t forward_burst(const struct xskd_forward *forward, struct 
 	n = ring_peek(rx, room);
 	if (n == 0)
 		return 0;
+	intend(in->umem, OPERATION_FORWARD, in->index, out->index, tx->own);
 	for (uint32_t done = 0; done < n;) {
 		const struct xdp_desc *from = ring_desc(rx, done);
 		const struct xdp_desc *end = from + ring_run(tx, sent, ring_run(rx, done, n - done));
@@ -279,6 +289,7 @@ static inline uint32_t forward_burst(const struct xskd_forward *forward, struct 
 	}
 	ring_submit(tx, sent);
 	ring_release(rx, n);
+	settle(in->umem);
 	in->rx_side -= sent;
 	out->tx_side += sent;
 	count(&in->counters->rx_packets, n);

@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define XSKD_LAYOUT_VERSION 1   /* of everything below that two processes share */
+#define XSKD_LAYOUT_VERSION 2   /* of everything below that two processes share */
 #define XSKD_MAX_PORTS 16
 #define XSKD_BURST 64           /* packets taken from one RX ring before the next port has its turn */
 
@@ -99,6 +99,8 @@ struct xskd_counters {
 	uint64_t frames;        /* in the UMEM */
 	uint64_t frames_in[XSKD_PLACES];
 	uint64_t frames_unaccounted;    /* frames minus the sum over all places: anything but 0 is a bug */
+	uint64_t yielded;       /* 1: the worker has made its last turn, and a successor may make the next one */
+	uint64_t intent;        /* what the worker is doing to a batch of frames, for a successor: frames.h */
 	struct xskd_port_counters ports[XSKD_MAX_PORTS];
 };
 
@@ -115,6 +117,7 @@ struct xskd_ring {
 struct xskd_umem {
 	uint8_t *area;
 	uint8_t *owner;         /* one byte per frame, see OWNER_ in frames.h */
+	uint64_t *intent;       /* never NULL: in the page that outlives the worker, or private */
 	uint32_t *free;         /* stack of frame numbers, room for all */
 	uint32_t free_count;
 	uint32_t frames;
@@ -151,6 +154,16 @@ struct xskd_forward {
 	struct xskd_counters *counters;
 };
 
+/* What a successor found in its predecessor's rings. Frames, which are packets on RX and TX. */
+struct xskd_adoption {
+	uint32_t waiting;       /* packets on RX */
+	uint32_t unsent;        /* packets on TX that the kernel has not looked at yet */
+	uint32_t skipped;       /* entries of RX and completion that were worked off but not released */
+	uint32_t undone;        /* packets of a batch that was never submitted: lost, and in no counter */
+	uint32_t freed;         /* frames in the predecessor's hands: held, or on their way back to FILL */
+	uint32_t quarantined;   /* frames whose place is in doubt, by this adoption */
+};
+
 /* Frames. The counts are of frames; nothing here blocks or calls the kernel. */
 void xskd_umem_reset(struct xskd_umem *umem);
 uint32_t xskd_umem_take(struct xskd_umem *umem, struct xdp_desc *held, uint32_t wanted);
@@ -174,6 +187,16 @@ int64_t xskd_forward_publish(struct xskd_forward *forward);
 /* Compare the owner byte of every frame with every ring entry, O(frames). Returns the number of
  * contradictions; 0 is the only good answer. For quiet moments: start, stop, tests. */
 uint32_t xskd_forward_audit(struct xskd_forward *forward);
+/* Take over the live rings, owner bytes and counters of a worker that has ended, however it ended: instead of
+ * xskd_umem_reset, before anything else is done with them. Everything must be set but what only counts or
+ * stacks frames; the rings' `own` are read from the rings. 0, and `report` says what was found; EINVAL: these
+ * are not ports 0, 1, ... of one UMEM; EBADMSG: the page or an index makes no sense. Nothing shared has been
+ * changed then, and the rings must not be used. */
+int xskd_forward_adopt(struct xskd_forward *forward, struct xskd_adoption *report);
+/* From one worker to the next, without a word of the supervisor in between: everything the first one did is
+ * done when the second one sees it. Adopting ends it. */
+void xskd_yield(struct xskd_counters *counters);
+int xskd_yielded(const struct xskd_counters *counters);
 /* cffi: end */
 
 #endif

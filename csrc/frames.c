@@ -9,14 +9,13 @@
 
 #include "ring.h"
 
-#define OWNER_SEEN 0x20u        /* only while the audit walks the free stack */
-
 /* All frames free; the first one taken will be frame 0. */
 void xskd_umem_reset(struct xskd_umem *umem)
 {
 	umem->free_count = 0;
 	umem->quarantined = 0;
 	umem->held = 0;
+	*umem->intent = 0;
 	for (uint32_t frame = umem->frames; frame-- > 0;)
 		put_free(umem, frame);
 }
@@ -98,7 +97,8 @@ int64_t xskd_forward_publish(struct xskd_forward *forward)
 	uint64_t in[XSKD_PLACES] = { 0 };
 	int64_t unaccounted = umem->frames;
 
-	__atomic_fetch_add(&counters->sequence, 1, __ATOMIC_ACQ_REL);
+	/* Odd, also where a predecessor was killed just here and left it so. */
+	__atomic_fetch_or(&counters->sequence, 1, __ATOMIC_ACQ_REL);
 	in[XSKD_PLACE_FREE] = umem->free_count;
 	in[XSKD_PLACE_HELD] = umem->held;
 	in[XSKD_PLACE_QUARANTINED] = umem->quarantined;

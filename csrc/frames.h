@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Who owns a frame, and how a counter is written: the few lines that the loop (forward.c), its ports
- * (port.c) and the accounts (frames.c) share. The rule behind the owner bytes is told in forward.h.
+ * Who owns a frame, what is being done to many of them, and how a counter is written: the few lines that
+ * the loop (forward.c), its ports (port.c), the accounts (frames.c) and a successor (adopt.c) share. The rule
+ * behind the owner bytes is told in forward.h.
  */
 #ifndef XSKD_FRAMES_H
 #define XSKD_FRAMES_H
@@ -16,8 +17,56 @@
 #define OWNER_FREE 0x00u
 #define OWNER_HELD 0x01u
 #define OWNER_QUARANTINED 0x02u
+#define OWNER_SENDING 0x03u     /* held, and in a TX slot: only inside xskd_transmit */
+#define OWNER_SEEN 0x20u        /* beside FREE, only while the audit walks the free stack */
 #define OWNER_RX_SIDE 0x40u
 #define OWNER_TX_SIDE 0x80u
+#define OWNER_PORT 0x0fu        /* the bits of the port's index */
+
+/* What a worker is doing to a batch of frames. It stands in *umem->intent, in the page that outlives the
+ * worker, from before the first owner byte changes until after the last index has moved; then 0. Nothing
+ * else lets a successor tell a batch that was submitted from one that was cut off. */
+enum operation {
+	OPERATION_NONE,
+	OPERATION_FORWARD,      /* RX of `from` to TX of `to` */
+	OPERATION_RECYCLE,      /* completion of `from` to FILL of `to` */
+	OPERATION_REFILL,       /* the free stack to FILL of `to` */
+	OPERATION_TRANSMIT,     /* held frames to TX of `to` */
+	OPERATION_RECEIVE,      /* RX of `from` to held */
+	OPERATION_COMPLETE,     /* completion of `from` to the free stack */
+	OPERATIONS
+};
+
+/* The intent in one word, so that one store writes it: the operation in the low byte, then the two ports, and
+ * in the high half the producing ring's own index (FILL, TX) when the batch began. */
+#define INTENT_FROM 8
+#define INTENT_TO 16
+#define INTENT_INDEX 32
+
+/* Nothing moves across this at compile time. That is all the order that a killed process needs: what it had
+ * executed is seen by whoever comes after it, and what it had not executed is not. */
+static inline void in_this_order(void)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+static inline void intend(struct xskd_umem *umem, enum operation operation, uint32_t from, uint32_t to,
+			  uint32_t index)
+{
+	uint64_t intent = (uint64_t)index << INTENT_INDEX | to << INTENT_TO | from << INTENT_FROM | operation;
+
+	in_this_order();
+	__atomic_store_n(umem->intent, intent, __ATOMIC_RELAXED);
+	in_this_order();
+}
+
+/* The order of a batch is: intend, slots and owner bytes, submit, release, settle. */
+static inline void settle(struct xskd_umem *umem)
+{
+	in_this_order();
+	__atomic_store_n(umem->intent, OPERATION_NONE, __ATOMIC_RELAXED);
+	in_this_order();
+}
 
 /* Single writer, many readers in other processes: a relaxed store so that nobody ever reads half a value. */
 static inline void count(uint64_t *counter, uint64_t n)

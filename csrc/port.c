@@ -3,7 +3,8 @@
  * One port: an XSK with its four rings. Receive, transmit, complete, refill, wake up; a batch at a time.
  *
  * This is what a user of the library calls and what the loop (forward.c) is made of. Nothing here blocks,
- * allocates or logs. A frame changes its place only after its owner byte has been checked.
+ * allocates or logs. A frame changes its place only after its owner byte has been checked. The order of the
+ * stores is what lets a successor go on exactly where a killed worker stopped; adopt.c says why.
  */
 #include <errno.h>
 
@@ -24,6 +25,7 @@ uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wa
 	uint32_t n = ring_peek(ring, wanted), kept = 0;
 	uint64_t bytes = 0;
 
+	intend(port->umem, OPERATION_RECEIVE, port->index, port->index, 0);
 	for (uint32_t i = 0; i < n; i++) {
 		const struct xdp_desc *desc = ring_desc(ring, i);
 
@@ -36,6 +38,7 @@ uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wa
 		held[kept++] = *desc;
 	}
 	ring_release(ring, n);
+	settle(port->umem);
 	port->rx_side -= kept;
 	port->umem->held += kept;
 	count(&port->counters->rx_packets, n);
@@ -53,20 +56,26 @@ static bool transmittable(const struct xskd_port *port, const struct xdp_desc *d
 	       sendable(length_of(desc), port->max_length);
 }
 
-/* Held frames onto TX, in order, up to the first that may not be sent or finds no room. */
+/* Held frames onto TX, in order, up to the first that may not be sent or finds no room. No consuming ring
+ * tells a successor which frames these are, so they are marked until the kernel surely has them. */
 uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint32_t n)
 {
+	const struct frames frames = frames_of(port->umem);
 	struct xskd_ring *ring = &port->rings[XSKD_TX];
 	uint32_t room = ring_reserve(ring, n), sent = 0;
 	uint64_t bytes = 0;
 
+	intend(port->umem, OPERATION_TRANSMIT, port->index, port->index, ring->own);
 	for (; sent < room && transmittable(port, &held[sent]); sent++) {
-		port->umem->owner[held[sent].addr >> port->umem->frame_shift] =
-			(uint8_t)(OWNER_TX_SIDE | port->index);
-		bytes += held[sent].len;
 		*ring_desc(ring, sent) = held[sent];
+		frames.owner[held[sent].addr >> frames.shift] = OWNER_SENDING;
+		bytes += held[sent].len;
 	}
 	ring_submit(ring, sent);
+	in_this_order();
+	for (uint32_t i = 0; i < sent; i++)
+		frames.owner[held[i].addr >> frames.shift] = (uint8_t)(OWNER_TX_SIDE | port->index);
+	settle(port->umem);
 	port->tx_side += sent;
 	port->umem->held -= sent;
 	count(&port->counters->tx_packets, sent);
@@ -85,6 +94,7 @@ uint32_t xskd_complete(struct xskd_port *port)
 
 	if (n == 0)
 		return 0;
+	intend(port->umem, OPERATION_COMPLETE, port->index, port->index, 0);
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t addr = *ring_addr(ring, i);
 
@@ -96,28 +106,41 @@ uint32_t xskd_complete(struct xskd_port *port)
 		kept++;
 	}
 	ring_release(ring, n);
+	settle(port->umem);
 	port->tx_side -= kept;
 	count(&port->counters->tx_completed, kept);
 	return n;
 }
 
-static inline void refill_run(struct xskd_port *port, uint64_t *addr, uint32_t n)
+/* The n frames on top of the free stack into the slots of FILL. */
+static inline void refill_slots(const struct xskd_port *port, uint32_t n)
+{
+	const struct xskd_ring *ring = &port->rings[XSKD_FILL];
+	const uint32_t *free = port->umem->free + port->umem->free_count, shift = port->umem->frame_shift;
+
+	for (uint32_t done = 0, run; done < n; done += run) {
+		uint64_t *addr = ring_addr(ring, done);
+
+		run = ring_run(ring, done, n - done);
+		for (uint64_t *last = addr + run; addr != last; addr++)
+			*addr = (uint64_t)*--free << shift;
+	}
+}
+
+static inline void refill_owners(struct xskd_port *port, uint32_t n)
 {
 	struct xskd_umem *umem = port->umem;
-	const struct frames frames = frames_of(umem);
 	const uint8_t owner = (uint8_t)(OWNER_RX_SIDE | port->index);
-	const uint32_t *free = umem->free + umem->free_count;
+	const uint32_t *free = umem->free + umem->free_count - n;
+	uint8_t *owners = umem->owner;
 
-	for (uint64_t *end = addr + n; addr != end; addr++) {
-		uint32_t frame = *--free;
-
-		frames.owner[frame] = owner;
-		*addr = (uint64_t)frame << frames.shift;
-	}
+	for (uint32_t i = 0; i < n; i++)
+		owners[free[i]] = owner;
 	umem->free_count -= n;
 }
 
-/* Fills FILL to the brim, as far as there are free frames. */
+/* Fills FILL to the brim, as far as there are free frames. They are free until the kernel surely has them:
+ * no consuming ring tells a successor which frames these are, but the slots that were submitted do. */
 uint32_t xskd_refill(struct xskd_port *port)
 {
 	struct xskd_ring *ring = &port->rings[XSKD_FILL];
@@ -129,11 +152,12 @@ uint32_t xskd_refill(struct xskd_port *port)
 			count(&port->counters->fill_starved, 1);
 		return 0;
 	}
-	for (uint32_t done = 0, run; done < n; done += run) {
-		run = ring_run(ring, done, n - done);
-		refill_run(port, ring_addr(ring, done), run);
-	}
+	intend(port->umem, OPERATION_REFILL, port->index, port->index, ring->own);
+	refill_slots(port, n);
 	ring_submit(ring, n);
+	in_this_order();
+	refill_owners(port, n);
+	settle(port->umem);
 	port->rx_side += n;
 	port->refilled += n;
 	return n;

@@ -95,6 +95,15 @@ class CounterPage:
             self.close()
             raise XskdError(f"counter page of layout {found}; this xskd has {lib.XSKD_LAYOUT_VERSION}")
 
+    @property
+    def intent(self) -> Any:
+        """Where the loop writes what it is about to do with frames, see csrc/adopt.c."""
+        return ffi.addressof(self.struct, "intent")
+
+    def take_over(self, other: CounterPage) -> None:
+        """Go on with the counters of another page, whose frames are not ours."""
+        ffi.memmove(self.struct, other.struct, ffi.sizeof("struct xskd_counters"))
+
     def port(self, index: int) -> Any:
         """The C struct of one port's counters, to be written by its socket."""
         return ffi.addressof(self.struct.ports, index)

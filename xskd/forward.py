@@ -21,6 +21,7 @@ Poll = Literal["adaptive", "busy", "wakeup"]
 ACTIONS = {"connect": lib.XSKD_UNCHANGED, "reflect": lib.XSKD_SWAP_MACS}
 POLLS = {"adaptive": lib.XSKD_POLL_ADAPTIVE, "busy": lib.XSKD_POLL_BUSY, "wakeup": lib.XSKD_POLL_WAKEUP}
 DRAIN_SLICE = 0.005  # seconds
+FOUND = ("waiting", "unsent", "skipped", "undone", "freed", "quarantined")  # struct xskd_adoption
 
 
 class Forwarder:
@@ -51,6 +52,33 @@ class Forwarder:
         for index, member in enumerate(self.sockets):
             self._forward.ports[index] = member.port
             self._forward.egress[index] = index if kind == "reflect" else 1 - index
+
+    def adopt(self) -> dict[str, int]:
+        """Go on where another process stopped, also one that was killed between two instructions.
+
+        The sockets have been adopted, the UMEM's record kept. Returns what was found, as counts: packets
+        `waiting` in RX, frames `unsent` on TX, entries `skipped` because they had been worked off, frames of
+        a batch `undone` and those `freed` that were held (both: packets lost), frames `quarantined`. Raises
+        XskError if the rings cannot be trusted.
+        """
+        found = ffi.new("struct xskd_adoption *")
+        if error := lib.xskd_forward_adopt(self._forward, found):
+            raise XskError(
+                "adopt", errno=error, hint="the rings and the record of frames contradict each other"
+            )
+        return {name: getattr(found, name) for name in FOUND}
+
+    def give_way(self) -> None:
+        """No turn will be made any more: whoever waits in `has_way` may begin."""
+        lib.xskd_yield(self.counters)
+
+    def has_way(self) -> bool:
+        """Has the worker that used these sockets before us given way?"""
+        return bool(lib.xskd_yielded(self.counters))
+
+    def tune(self, poll: Poll) -> None:
+        """Wait another way from the next run on."""
+        self._forward.poll = POLLS[poll]
 
     def run(self, seconds: float) -> bool:
         """Forward for at most `seconds`. True if it ended early because there is input on `control_fd`.

@@ -7,7 +7,7 @@ call: xsk.py asks, this reads the answer.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from xskd._forward import ffi
@@ -56,6 +56,12 @@ class Statistics:
             hint = f"the kernel answered {len(answer)} bytes; 24 or 48 are known"
             raise XskError("getsockopt(XDP_STATISTICS)", hint=hint)
         return cls(*struct.unpack(f"={len(answer) // 8}Q", answer))
+
+
+def sum_statistics(base: Statistics, now: Statistics) -> Statistics:
+    """Field by field: counters of a socket go on where its predecessor's ended."""
+    before, after = asdict(base), asdict(now)
+    return Statistics(**{name: before[name] + after[name] for name in before})
 
 
 def parse_mmap_offsets(answer: bytes) -> Any:

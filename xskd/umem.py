@@ -28,7 +28,9 @@ class Umem:
 
     The memory is a memfd, so that another process can map the same frames. `huge_pages` takes it from the
     system's reserved 2 MiB pages. `memfd` maps an existing UMEM instead of making one; `owner` is a writable
-    buffer of at least one byte per frame that keeps the record (by default private memory).
+    buffer of at least one byte per frame that keeps the record (by default private memory). With `keep` the
+    record is left as it is, for a Forwarder to adopt; otherwise all frames are free. `intent` points to a
+    uint64_t that belongs to the record: what is being done to frames (by default private as well).
     Raises XskError for a size the kernel would refuse, or if there is no memory.
     """
 
@@ -41,6 +43,8 @@ class Umem:
         huge_pages: bool = False,
         memfd: int | None = None,
         owner: ReadableBuffer | None = None,
+        keep: bool = False,
+        intent: Any = None,
     ) -> None:
         _check_umem(frames, frame_size, headroom)
         self.frames, self.frame_size, self.headroom = frames, frame_size, headroom
@@ -56,6 +60,7 @@ class Umem:
         self._area = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
         self._owner = ffi.new("uint8_t[]", frames) if owner is None else ffi.from_buffer("uint8_t[]", owner)
         self._free = ffi.new("uint32_t[]", frames)
+        self._intent = ffi.new("uint64_t *") if intent is None else intent
         self.view = memoryview(self._map)
         self.struct = ffi.new(
             "struct xskd_umem *",
@@ -63,6 +68,7 @@ class Umem:
                 "area": self._area,
                 "owner": self._owner,
                 "free": self._free,
+                "intent": self._intent,
                 "frames": frames,
                 "frame_size": frame_size,
                 "frame_shift": frame_size.bit_length() - 1,
@@ -70,7 +76,8 @@ class Umem:
         )
         self.shared_fd: int | None = None  # of the socket that the others share, see Socket.open
         self.ports = 0  # sockets opened on it
-        lib.xskd_umem_reset(self.struct)
+        if not keep:
+            lib.xskd_umem_reset(self.struct)
 
     @property
     def free(self) -> int:

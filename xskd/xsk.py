@@ -70,7 +70,7 @@ class Socket:
         self.rings = rings or Rings()
         self.ifindex = _ifindex(interface) if ifindex is None else ifindex
         self._socket = (
-            make_socket(interface, queue, self.rings, umem.frame_size) if fd is None else _socket_of(fd)
+            make_socket(interface, queue, self.rings, umem.frame_size) if fd is None else socket_of(fd)
         )
         self._maps: list[mmap.mmap] = []
         self._buffers: list[Any] = []
@@ -80,7 +80,7 @@ class Socket:
         self.port.counters = self._counters
         self.port.fd = self._socket.fileno()
         self.port.index = index
-        self.port.max_length = min(mtu + 14 + 4, umem.frame_size)  # as in is_skb_forwardable()
+        self.set_mtu(mtu)
         self._no_rings = ffi.new("uint32_t *")
         self._forget_rings()
         self.zero_copy = False
@@ -147,6 +147,10 @@ class Socket:
         self._raise_tx_budget()
         self._map_rings()
 
+    def set_mtu(self, mtu: int) -> None:
+        """The interface's MTU in bytes: longer packets are not transmitted."""
+        self.port.max_length = min(mtu + 14 + 4, self.umem.frame_size)  # as in is_skb_forwardable()
+
     def fill(self) -> int:
         """Put free frames on FILL, to the brim as far as there are any. Returns how many."""
         return int(lib.xskd_refill(self.port))
@@ -170,9 +174,16 @@ class Socket:
             self._bind_retrying(lib.XDP_COPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
         elif mode == "zerocopy":
             self._bind_retrying(lib.XDP_ZEROCOPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
-        with self._call("getsockopt(XDP_OPTIONS)"):
-            answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_OPTIONS, 4)
-        self.zero_copy = bool(struct.unpack("=I", answer)[0] & lib.XDP_OPTIONS_ZEROCOPY)
+        self._read_mode()
+
+    def adopt(self) -> None:
+        """Map the rings of a socket that another process has bound, and may still be using.
+
+        They are a Forwarder's to go on with, see `Forwarder.adopt`. `zero_copy` is asked of the kernel.
+        Kernels before 6.4 refuse the mapping. Raises XskError.
+        """
+        self._map_rings()
+        self._read_mode()
 
     @property
     def mode(self) -> Literal["zerocopy", "copy"]:
@@ -279,6 +290,11 @@ class Socket:
         self.close()
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _read_mode(self) -> None:
+        with self._call("getsockopt(XDP_OPTIONS)"):
+            answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_OPTIONS, 4)
+        self.zero_copy = bool(struct.unpack("=I", answer)[0] & lib.XDP_OPTIONS_ZEROCOPY)
 
     def _raise_tx_budget(self) -> None:
         """Let one call send more than 32 frames in copy mode, where the kernel knows how (since 6.18)."""
@@ -411,8 +427,8 @@ def read_statistics(made: socket.socket) -> Statistics:
     return Statistics.parse(made.getsockopt(lib.SOL_XDP, lib.XDP_STATISTICS, STATISTICS_NEW))
 
 
-def _socket_of(fd: int) -> socket.socket:
-    """The socket object of a descriptor; told its family, as an XSK has no name to ask for it."""
+def socket_of(fd: int) -> socket.socket:
+    """The socket object of an XSK's descriptor, which it owns; told its family, as an XSK has no name."""
     return socket.socket(lib.AF_XDP, socket.SOCK_RAW, 0, fileno=fd)
 
 

@@ -5,13 +5,49 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "../../csrc/ring.h"
 #include "../../csrc/syscalls.h"
 
+#define SHARED_MAX (4u << 20)    /* bytes */
+
 static struct fake *current;    /* one at a time: the loop's system calls have only an fd to go by */
+static uint8_t *shared;         /* the next one's memory, NULL: the heap */
+static size_t shared_used;
 
 /* ---- making one -------------------------------------------------------------------------------- */
+
+/* The loop may run in another process at the same time. */
+static uint32_t load(const uint32_t *index)
+{
+	return __atomic_load_n(index, __ATOMIC_ACQUIRE);
+}
+
+static void store(uint32_t *index, uint32_t value)
+{
+	__atomic_store_n(index, value, __ATOMIC_RELEASE);
+}
+
+static void *zeroed(size_t n, size_t size)
+{
+	void *memory = shared + shared_used;
+
+	if (!shared)
+		return calloc(n, size);
+	shared_used += (n * size + 63) & ~63ull;
+	if (shared_used > SHARED_MAX)
+		abort();
+	return memory;
+}
+
+static void unshare(void)
+{
+	if (shared)
+		munmap(shared, SHARED_MAX);
+	shared = NULL;
+	shared_used = 0;
+}
 
 static void ring_new(struct fake_port *fake, enum xskd_ring_name name, uint32_t size, size_t entry,
 		     uint32_t start)
@@ -21,7 +57,7 @@ static void ring_new(struct fake_port *fake, enum xskd_ring_name name, uint32_t 
 	fake->producer[name] = fake->consumer[name] = fake->kernel[name] = start;
 	*ring = (struct xskd_ring){
 		.producer = &fake->producer[name], .consumer = &fake->consumer[name],
-		.flags = &fake->flags[name], .entries = calloc(size, entry), .size = size, .own = start,
+		.flags = &fake->flags[name], .entries = zeroed(size, entry), .size = size, .own = start,
 	};
 }
 
@@ -41,22 +77,29 @@ static void port_new(struct fake *fake, uint32_t index, const struct fake_sizes 
 	port->port.index = index;
 	port->port.max_length = 1518;
 	port->tx_budget = 32;
-	port->in_kernel = calloc(sizes->frames, sizeof(uint64_t));
+	port->in_kernel = zeroed(sizes->frames, sizeof(uint64_t));
 	fake->forward.ports[index] = &port->port;
 }
 
 struct fake *fake_new(const struct fake_sizes *sizes, enum xskd_action action)
 {
-	struct fake *fake = calloc(1, sizeof(*fake));
-	struct xskd_umem *umem = &fake->umem;
+	struct fake *fake;
+	struct xskd_umem *umem;
 
+	if (sizes->shared)
+		shared = mmap(NULL, SHARED_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED)
+		abort();
+	fake = zeroed(1, sizeof(*fake));
+	umem = &fake->umem;
 	umem->frames = sizes->frames;
 	umem->frame_size = sizes->frame_size;
 	umem->frame_shift = (uint32_t)__builtin_ctz(sizes->frame_size);
-	umem->area = calloc(sizes->frames, sizes->frame_size);
-	umem->owner = calloc(sizes->frames, 1);
-	umem->free = calloc(sizes->frames, sizeof(uint32_t));
-	fake->has = calloc(sizes->frames, 1);
+	umem->area = zeroed(sizes->frames, sizes->frame_size);
+	umem->owner = zeroed(sizes->frames, 1);
+	umem->free = zeroed(sizes->frames, sizeof(uint32_t));
+	umem->intent = &fake->counters.intent;
+	fake->has = zeroed(sizes->frames, 1);
 	xskd_umem_reset(umem);
 	for (uint32_t i = 0; i < FAKE_PORTS; i++) {
 		port_new(fake, i, sizes);
@@ -67,12 +110,18 @@ struct fake *fake_new(const struct fake_sizes *sizes, enum xskd_action action)
 	fake->forward.control_fd = -1;
 	fake->forward.counters = &fake->counters;
 	fake->now_ns = fake->tick_ns = 1000;
+	fake->shared_bytes = shared_used;
 	current = fake;
 	return fake;
 }
 
 void fake_free(struct fake *fake)
 {
+	current = NULL;
+	if (fake->shared_bytes) {
+		unshare();
+		return;
+	}
 	for (uint32_t i = 0; i < FAKE_PORTS; i++) {
 		for (int name = 0; name < XSKD_RINGS; name++)
 			free(fake->ports[i].port.rings[name].entries);
@@ -83,7 +132,6 @@ void fake_free(struct fake *fake)
 	free(fake->umem.free);
 	free(fake->has);
 	free(fake);
-	current = NULL;
 }
 
 /* ---- who has a frame, by the kernel's own record ------------------------------------------------ */
@@ -125,7 +173,7 @@ void fake_take_fill(struct fake_port *fake, uint32_t wanted)
 	const struct xskd_ring *ring = &fake->port.rings[XSKD_FILL];
 	uint32_t lag;
 
-	while (fake->in_kernel_count < wanted && fake->kernel[XSKD_FILL] != fake->producer[XSKD_FILL]) {
+	while (fake->in_kernel_count < wanted && fake->kernel[XSKD_FILL] != load(&fake->producer[XSKD_FILL])) {
 		uint64_t addr = ((uint64_t *)ring->entries)[fake->kernel[XSKD_FILL]++ & ring_mask(ring)];
 
 		if (addr & (fake->fake->umem.frame_size - 1))
@@ -135,7 +183,7 @@ void fake_take_fill(struct fake_port *fake, uint32_t wanted)
 	}
 	lag = fake->kernel[XSKD_FILL] - fake->consumer[XSKD_FILL];
 	if (lag > fake->fill_late)
-		fake->consumer[XSKD_FILL] += lag - fake->fill_late;
+		store(&fake->consumer[XSKD_FILL], fake->kernel[XSKD_FILL] - fake->fill_late);
 }
 
 void fake_deliver_raw(struct fake_port *fake, uint64_t addr, uint32_t length, uint32_t options)
@@ -144,12 +192,12 @@ void fake_deliver_raw(struct fake_port *fake, uint64_t addr, uint32_t length, ui
 
 	((struct xdp_desc *)ring->entries)[fake->kernel[XSKD_RX]++ & ring_mask(ring)] =
 		(struct xdp_desc){ .addr = addr, .len = length, .options = options };
-	fake->producer[XSKD_RX] = fake->kernel[XSKD_RX];
+	store(&fake->producer[XSKD_RX], fake->kernel[XSKD_RX]);
 }
 
 static bool rx_has_room(const struct fake_port *fake)
 {
-	return fake->kernel[XSKD_RX] - fake->consumer[XSKD_RX] < fake->port.rings[XSKD_RX].size;
+	return fake->kernel[XSKD_RX] - load(&fake->consumer[XSKD_RX]) < fake->port.rings[XSKD_RX].size;
 }
 
 bool fake_deliver_odd(struct fake_port *fake, uint64_t offset, uint32_t length, uint32_t options)
@@ -184,12 +232,12 @@ void fake_complete_raw(struct fake_port *fake, uint64_t addr)
 	const struct xskd_ring *ring = &fake->port.rings[XSKD_COMPLETION];
 
 	((uint64_t *)ring->entries)[fake->kernel[XSKD_COMPLETION]++ & ring_mask(ring)] = addr;
-	fake->producer[XSKD_COMPLETION] = fake->kernel[XSKD_COMPLETION];
+	store(&fake->producer[XSKD_COMPLETION], fake->kernel[XSKD_COMPLETION]);
 }
 
 static bool tx_pending(const struct fake_port *fake)
 {
-	return fake->kernel[XSKD_TX] != fake->producer[XSKD_TX];
+	return fake->kernel[XSKD_TX] != load(&fake->producer[XSKD_TX]);
 }
 
 /* Takes one descriptor from TX, if there is one and its completion has room; `refused`: by the driver. */
@@ -198,11 +246,11 @@ static bool send_one(struct fake_port *fake, bool refused)
 	const struct xskd_ring *tx = &fake->port.rings[XSKD_TX];
 	struct xdp_desc desc;
 
-	if (!tx_pending(fake) || fake->kernel[XSKD_COMPLETION] - fake->consumer[XSKD_COMPLETION] >=
+	if (!tx_pending(fake) || fake->kernel[XSKD_COMPLETION] - load(&fake->consumer[XSKD_COMPLETION]) >=
 				 fake->port.rings[XSKD_COMPLETION].size)
 		return false;
 	desc = ((struct xdp_desc *)tx->entries)[fake->kernel[XSKD_TX]++ & ring_mask(tx)];
-	fake->consumer[XSKD_TX] = fake->kernel[XSKD_TX];
+	store(&fake->consumer[XSKD_TX], fake->kernel[XSKD_TX]);
 	if (!acceptable(fake->fake, &desc)) {   /* gone without a completion, as in some kernels */
 		fake->fake->violations++;
 		return true;
@@ -241,6 +289,11 @@ uint64_t xskd_sys_now_ns(void)
 }
 
 int xskd_sys_wakeup_tx(int fd)
+{
+	return current->instead_of_wakeup_tx ? current->instead_of_wakeup_tx(fd) : fake_wakeup_tx(fd);
+}
+
+int fake_wakeup_tx(int fd)
 {
 	struct fake_port *fake = &current->ports[fd];
 

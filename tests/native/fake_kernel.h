@@ -22,6 +22,7 @@
 struct fake_sizes {
 	uint32_t frames, frame_size, fill, rx, tx, completion;
 	uint32_t start;         /* where all indices begin: just below 2^32 to see them wrap */
+	bool shared;            /* all of it in one piece of memory that a forked process shares */
 };
 
 struct fake_port {
@@ -57,6 +58,8 @@ struct fake {
 	int poll_answer;        /* -errno of every poll, 0: as it goes */
 	short polled[FAKE_PORTS];       /* events the last poll asked for */
 	uint32_t control_after; /* control_fd is readable from this poll on; 0: never */
+	int (*instead_of_wakeup_tx)(int fd);    /* NULL: fake_wakeup_tx */
+	size_t shared_bytes;    /* from here on, if it is shared */
 };
 
 /* Two ports, what arrives on one leaves by the other (connect), or each by itself (reflect). */
@@ -75,6 +78,8 @@ void fake_deliver_raw(struct fake_port *port, uint64_t addr, uint32_t length, ui
 void fake_complete_raw(struct fake_port *port, uint64_t addr);
 /* Takes up to n descriptors from TX and completes them at once. Returns how many. */
 uint32_t fake_send(struct fake_port *port, uint32_t n);
+/* What a TX wakeup does in the kernel. */
+int fake_wakeup_tx(int fd);
 /* The byte that packet `number` carries at `offset` when it arrives. */
 uint8_t fake_byte(uint32_t number, uint32_t offset);
 
