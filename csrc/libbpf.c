@@ -2,7 +2,7 @@
  *
  * What Python cannot say to libbpf directly: option structs, a log callback (a C one, because a hardened
  * unit forbids the executable memory a Python callback needs), and bpf_link for XDP with explicit flags.
- * Results are a descriptor or a negative errno.
+ * Results are a descriptor, 0, or a negative errno.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -16,8 +16,9 @@
 
 #define XSKD_LOG_SIZE 8192
 
-struct xskd_program_info { uint32_t id; char name[16]; };
-struct xskd_attached { uint32_t id; int mode; };
+struct xskd_program_info { uint32_t id; char name[16]; uint8_t tag[BPF_TAG_SIZE]; };
+/* id is the program that sees packets first; drv and skb are those of the two modes, 0 where there is none. */
+struct xskd_attached { uint32_t id, drv, skb; int mode; };
 
 static char log_text[XSKD_LOG_SIZE];
 static size_t log_used;
@@ -56,20 +57,44 @@ static int xskd_link_create(int program, int ifindex, uint32_t flags)
 	return fd < 0 ? -errno : fd;
 }
 
-static int xskd_program_info(uint32_t id, struct xskd_program_info *info)
+/* Puts another program behind a link, in one step: every packet meets the old one or the new one. */
+static int xskd_link_update(int link, int program)
+{
+	return bpf_link_update(link, program, NULL) ? -errno : 0;
+}
+
+/* Detaches this very program, or none: EEXIST if another is attached, EBUSY if a bpf_link holds it. */
+static int xskd_detach(int ifindex, uint32_t flags, int program)
+{
+	LIBBPF_OPTS(bpf_xdp_attach_opts, options, .old_prog_fd = program);
+
+	return bpf_xdp_detach(ifindex, flags | XDP_FLAGS_REPLACE, &options);
+}
+
+static int xskd_program_info_of(int fd, struct xskd_program_info *info)
 {
 	struct bpf_prog_info raw = { 0 };
 	uint32_t size = sizeof(raw);
-	int fd = bpf_prog_get_fd_by_id(id), error;
+
+	if (bpf_obj_get_info_by_fd(fd, &raw, &size))
+		return -errno;
+	info->id = raw.id;
+	memcpy(info->name, raw.name, sizeof(info->name));
+	info->name[sizeof(info->name) - 1] = 0;
+	memcpy(info->tag, raw.tag, sizeof(info->tag));
+	return 0;
+}
+
+/* Needs CAP_SYS_ADMIN, as everything does that goes by an id. */
+static int xskd_program_info(uint32_t id, struct xskd_program_info *info)
+{
+	int fd = bpf_prog_get_fd_by_id(id), result;
 
 	if (fd < 0)
 		return -errno;
-	error = bpf_obj_get_info_by_fd(fd, &raw, &size) ? -errno : 0;
+	result = xskd_program_info_of(fd, info);
 	close(fd);
-	info->id = id;
-	memcpy(info->name, raw.name, sizeof(info->name));
-	info->name[sizeof(info->name) - 1] = 0;
-	return error;
+	return result;
 }
 
 static int xskd_attached_to(int ifindex, struct xskd_attached *attached)
@@ -79,6 +104,8 @@ static int xskd_attached_to(int ifindex, struct xskd_attached *attached)
 
 	attached->id = options.prog_id ? options.prog_id : options.drv_prog_id ? options.drv_prog_id
 									      : options.skb_prog_id;
+	attached->drv = options.drv_prog_id;
+	attached->skb = options.skb_prog_id;
 	attached->mode = options.attach_mode;
 	return error;
 }
