@@ -31,7 +31,8 @@ class NetDevice:
     `mtu` is in bytes without the Ethernet header. `queues` is the real number of RX queues, `tx_queues`
     that of TX queues: a worker needs both of its number. `driver` is that of a device on a bus, else the
     kind of virtual link (veth, bridge, ...), else "". `numa_node` is None where the machine does not say.
-    `xdp_prog_id` is the program attached now, ours or another's.
+    `xdp_prog_id` is the program attached now, ours or another's. `max_queues` is how many RX queues were
+    allocated with the interface: `ethtool -L` can never set more, and `queues` is never more.
     """
 
     name: str
@@ -46,6 +47,7 @@ class NetDevice:
     numa_node: int | None
     xdp_prog_id: int | None
     default_route: bool
+    max_queues: int
 
 
 def read_devices(names: Iterable[str]) -> dict[str, NetDevice | None]:
@@ -82,6 +84,7 @@ def _read_device(name: str, route: Any, ethtool: Any, default: set[int]) -> NetD
         numa_node=_numa_node(bus_device),
         xdp_prog_id=_xdp_prog_id(link),
         default_route=link["index"] in default,
+        max_queues=max(link.get("num_rx_queues"), rx),
     )
 
 

@@ -89,9 +89,18 @@ def test_veth(netns: str) -> None:
         numa_node=None,
         xdp_prog_id=None,
         default_route=False,
+        max_queues=4,
     )
     assert v1 == replace(
-        v0, name="v1", ifindex=v1.ifindex, mtu=3000, up=False, mac="02:00:00:00:00:02", queues=2, tx_queues=4
+        v0,
+        name="v1",
+        ifindex=v1.ifindex,
+        mtu=3000,
+        up=False,
+        mac="02:00:00:00:00:02",
+        queues=2,
+        tx_queues=4,
+        max_queues=2,
     )
     assert v0.ifindex != v1.ifindex
     ip(netns, "link set v1 up")
@@ -105,6 +114,7 @@ def test_the_real_number_of_queues_not_the_allocated_one(netns: str) -> None:
     found = facts(netns, "v0,v1")
     assert (found["v0"]["queues"], found["v0"]["tx_queues"]) == (3, 5)
     assert (found["v1"]["queues"], found["v1"]["tx_queues"]) == (8, 8)
+    assert (found["v0"]["max_queues"], found["v1"]["max_queues"]) == (8, 8)
 
 
 @needs_root
@@ -112,6 +122,7 @@ def test_an_interface_without_ethtool_channels(netns: str) -> None:
     ip(netns, "link add br0 numrxqueues 3 numtxqueues 2 type bridge")
     found = facts(netns, "br0,lo")
     assert (found["br0"]["queues"], found["br0"]["tx_queues"], found["br0"]["driver"]) == (3, 2, "bridge")
+    assert (found["br0"]["max_queues"], found["lo"]["max_queues"]) == (3, 1)
     assert (found["lo"]["queues"], found["lo"]["driver"]) == (1, "")
 
 

@@ -1,0 +1,148 @@
+"""Tells the supervisor's loop that something about the links of this network namespace may have changed.
+
+A nudge to look, not news: what a message says is not even read, because whoever looks asks the kernel anyway
+and must cope with messages that were lost. So nothing here can misunderstand one, an overflow is a nudge
+like any other, and every POLL_SECONDS there is one for nothing.
+
+Plain netlink sockets and add_reader rather than pyroute2's AsyncIPRoute: that parses each message, queues
+without a limit, and its socket is of no more use after an ENOBUFS. This module must never block the loop,
+never end by itself, and never ask for a right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+
+from pyroute2.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_GENERIC, NETLINK_ROUTE, SOL_NETLINK, genlmsg
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.generic import AsyncGenericNetlinkSocket
+
+from xskd.errors import XskdError
+
+ETHTOOL = "ethtool"  # linux/ethtool_netlink.h: the generic netlink family
+RTNLGRP_LINK = 1  # linux/rtnetlink.h: links come, go and change; no addresses, neighbours or statistics
+QUIET_SECONDS = 0.05  # what comes in bursts (a switch of 48 ports) is one change
+POLL_SECONDS = 5.0  # for what no message tells, and for messages that were lost
+REOPEN_SECONDS = 1.0
+
+
+class LinkWatch:
+    """Calls `changed` from the loop at most once per QUIET_SECONDS, while it is started.
+
+    Soon after any link of the network namespace in which it was started has appeared, vanished, was renamed,
+    went up or down, got or lost carrier, or changed its MTU, its XDP program or its number of queues; every
+    POLL_SECONDS even if not; and sometimes for less. Of a program that comes or goes by a bpf_link the kernel
+    tells nobody: that, and what a driver keeps to itself, is seen by the poll.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._ethtool: int | None = None
+        self._sockets: list[socket.socket] = []
+        self._soon: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Begin. Raises XskdError if the kernel gives no netlink sockets."""
+        try:
+            self._ethtool = await _ethtool_group()
+            self._open()
+        except (OSError, NetlinkError) as error:
+            await self.close()
+            raise XskdError(f"watching the network interfaces: {error}") from error
+        self._poll_in(POLL_SECONDS)
+
+    async def close(self) -> None:
+        """End, also if it was never started: `changed` is not called again, and nothing stays behind."""
+        for timer in (self._soon, self._later):
+            if timer is not None:
+                timer.cancel()
+        self._soon = self._later = None
+        self._shut()
+
+    def _open(self) -> None:
+        self._sockets.append(_subscribed(NETLINK_ROUTE, RTNLGRP_LINK))
+        if self._ethtool is not None:
+            self._sockets.append(_subscribed(NETLINK_GENERIC, self._ethtool))
+        for sock in self._sockets:
+            asyncio.get_running_loop().add_reader(sock, self._read, sock)
+
+    def _shut(self) -> None:
+        for sock in self._sockets:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        self._sockets = []
+
+    def _read(self, sock: socket.socket) -> None:
+        """Empty a socket; what is dead makes room for new ones at the next poll, which is soon then."""
+        try:
+            while sock.recv(1):  # the rest of a message is thrown away
+                self._note()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._note()
+            if error.errno != errno.ENOBUFS:  # that one has cost messages and nothing else
+                self._shut()
+                self._poll_in(REOPEN_SECONDS)
+
+    def _note(self) -> None:
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        self._soon = None
+        self._changed()
+
+    def _poll_in(self, seconds: float) -> None:
+        if self._later is not None:
+            self._later.cancel()
+        self._later = asyncio.get_running_loop().call_later(seconds, self._poll)
+
+    def _poll(self) -> None:
+        """Nudge for nothing, and see to the sockets: a dead one says nothing by itself."""
+        self._note()
+        self._poll_in(POLL_SECONDS)
+        for sock in list(self._sockets):
+            if sock in self._sockets:  # unless the one before has taken it along
+                self._read(sock)
+        if not self._sockets:
+            try:
+                self._open()
+            except OSError:  # no descriptor or no memory left now
+                self._shut()
+                self._poll_in(REOPEN_SECONDS)
+
+
+async def _ethtool_group() -> int | None:
+    """The multicast group in which ethtool tells of new settings; None if the kernel has none.
+
+    Without it `ethtool -L` is seen by the next poll where the driver says nothing by rtnetlink.
+    """
+    family = AsyncGenericNetlinkSocket()
+    family.module_err_level = "debug"  # a kernel without it is nothing to tell anybody
+    try:
+        await family.bind(ETHTOOL, genlmsg)
+    except NetlinkError as error:
+        if error.code == errno.ENOENT:
+            return None
+        raise
+    finally:
+        family.close()
+    group: int | None = family.mcast_groups.get("monitor")
+    return group
+
+
+def _subscribed(family: int, group: int) -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    sock = socket.socket(socket.AF_NETLINK, kind, family)
+    try:
+        sock.bind((0, 0))
+        sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    except OSError:
+        sock.close()
+        raise
+    return sock
