@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["csrc/build.py:forward", "csrc/build.py:libbpf"])
+setup(cffi_modules=["csrc/build.py:forward", "csrc/build.py:libbpf", "csrc/build.py:seccomp"])

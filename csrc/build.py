@@ -1,9 +1,10 @@
-"""Builds the two C modules through cffi in API mode: the compiler, not Python, knows every struct.
+"""Builds the three C modules through cffi in API mode: the compiler, not Python, knows every struct.
 
-`forward` (xskd._forward) is the data plane with the kernel's AF_XDP definitions; a worker loads only this.
-`libbpf` (xskd._libbpf) is the part of libbpf that loads and attaches the XDP program; only a process that
-does that loads it. Neither retypes a kernel struct or constant: what stands in a cdef with "..." is taken
-from the system's headers, and what xskd itself declares is cut out of csrc/forward.h.
+`forward` (xskd._forward) is the data plane with the kernel's AF_XDP definitions, and `seccomp`
+(xskd._seccomp) the part of libseccomp that confines a worker; a worker loads only these. `libbpf`
+(xskd._libbpf) is the part of libbpf that loads and attaches the XDP program; only a process that does that
+loads it. None retypes a kernel struct or constant: what stands in a cdef with "..." is taken from the
+system's headers, and what xskd itself declares is cut out of csrc/forward.h.
 """
 
 import re
@@ -80,7 +81,7 @@ static int xskd_drop_capabilities(void)
 	return (int)syscall(SYS_capset, &header, none);
 }
 """,
-    sources=["csrc/forward.c", "csrc/port.c", "csrc/frames.c", "csrc/syscalls.c"],
+    sources=["csrc/forward.c", "csrc/port.c", "csrc/frames.c", "csrc/adopt.c", "csrc/syscalls.c"],
     include_dirs=[str(HERE)],
     depends=[str(p) for p in HERE.glob("*.h")],
     extra_compile_args=OPTIMISE + WARNINGS,
@@ -97,25 +98,64 @@ struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *object, co
 int bpf_program__fd(const struct bpf_program *program);
 int bpf_map__fd(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
+int bpf_map__reuse_fd(struct bpf_map *map, int fd);
 void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int bpf_link_detach(int link);
 int libbpf_num_possible_cpus(void);
-struct xskd_program_info { uint32_t id; char name[16]; ...; };
-struct xskd_attached { uint32_t id; int mode; ...; };
+int bpf_prog_get_fd_by_id(uint32_t id);
+struct xskd_program_info { uint32_t id; char name[16]; uint8_t tag[8]; ...; };
+struct xskd_attached { uint32_t id, drv, skb; int mode; ...; };
 void xskd_libbpf_init(void);
 const char *xskd_libbpf_log(void);
 int xskd_link_create(int program, int ifindex, uint32_t flags);
+int xskd_link_update(int link, int program);
+int xskd_detach(int ifindex, uint32_t flags, int program);
+int xskd_program_info_of(int fd, struct xskd_program_info *info);
 int xskd_program_info(uint32_t id, struct xskd_program_info *info);
 int xskd_attached_to(int ifindex, struct xskd_attached *attached);
 static const int XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE, XDP_ATTACHED_NONE, XDP_ATTACHED_DRV,
-    XDP_ATTACHED_SKB, XDP_ATTACHED_HW, XDP_ATTACHED_MULTI, BPF_ANY, BPF_NOEXIST, XDP_PASS, XDP_DROP;
+    XDP_ATTACHED_SKB, XDP_ATTACHED_HW, XDP_ATTACHED_MULTI, BPF_ANY, BPF_NOEXIST, XDP_PASS, XDP_DROP,
+    BPF_MAP_TYPE_XSKMAP, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY;
 """)
 libbpf.set_source(
     "xskd._libbpf",
     (HERE / "libbpf.c").read_text(encoding="utf-8"),
     libraries=["bpf"],
     depends=[str(HERE / "libbpf.c")],
+    extra_compile_args=WARNINGS,
+)
+
+seccomp = FFI()
+seccomp.cdef("""
+typedef void *scmp_filter_ctx;
+enum scmp_compare { SCMP_CMP_MASKED_EQ, ... };
+enum scmp_filter_attr { SCMP_FLTATR_API_SYSRAWRC, ... };
+struct scmp_arg_cmp { unsigned int arg; enum scmp_compare op; uint64_t datum_a, datum_b; ...; };
+scmp_filter_ctx seccomp_init(uint32_t default_action);
+void seccomp_release(scmp_filter_ctx filter);
+int seccomp_attr_set(scmp_filter_ctx filter, enum scmp_filter_attr attribute, uint32_t value);
+int seccomp_syscall_resolve_name(const char *name);
+int seccomp_rule_add_array(scmp_filter_ctx filter, uint32_t action, int call, unsigned int count,
+                           const struct scmp_arg_cmp *arguments);
+int seccomp_load(const scmp_filter_ctx filter);
+static const uint32_t XSKD_ALLOW, XSKD_REFUSE;
+static const int AT_EMPTY_PATH, FIONBIO, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, __NR_SCMP_ERROR;
+""")
+seccomp.set_source(
+    "xskd._seccomp",
+    """
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/seccomp.h>
+#include <seccomp.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+/* The header makes these by macros, which a cdef cannot name. */
+static const uint32_t XSKD_ALLOW = SCMP_ACT_ALLOW, XSKD_REFUSE = SCMP_ACT_ERRNO(EPERM);
+""",
+    libraries=["seccomp"],
     extra_compile_args=WARNINGS,
 )

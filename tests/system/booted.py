@@ -1,13 +1,14 @@
 """A machine between two hosts for a test, with a systemd of its own and xskd's unit on it.
 
-The unit is the shipped one, byte for byte: the machine has /usr/bin/xskd, a link to the checkout's venv, and
-/etc/xskd/xskd.yaml. Nothing is mocked, and nothing of it is on the host.
+The unit is the shipped one, byte for byte, and so is its user: the machine has /usr/bin/xskd, a link to the
+checkout's venv, and /etc/xskd/xskd.yaml. Nothing is mocked, and nothing of it is on the host.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from lab.box import Box, missing
 ROOT = Path(__file__).parents[2]
 XSKD = Path(sys.executable).with_name("xskd")
 UNIT = ROOT / "systemd/xskd.service"
+SYSUSERS = ROOT / "systemd/xskd.sysusers"
 QUEUES = 2
 PATIENCE = 10.0  # seconds: how long anything that must happen may take
 
@@ -50,8 +52,27 @@ paths: {wire: {connect: [eth1, eth2]}}
         box.path("/usr/bin/xskd").symlink_to(XSKD)
         self.write("/etc/xskd/xskd.yaml", self.config)
         shutil.copy(UNIT, box.path("/etc/systemd/system/xskd.service"))
+        self.write("/etc/sysusers.d/xskd.conf", SYSUSERS.read_text(encoding="utf-8"))
+        box.run("systemd-sysusers", "xskd.conf")
+        self._open_the_way()
         self._show_checkout()
         box.run("systemctl", "daemon-reload")
+
+    def _open_the_way(self) -> None:
+        """Let the unit's user pass to the checkout, which may lie below a directory for root only: /root.
+
+        The directories above it are the overlay's: the host's own stay as closed as they are. The checkout
+        itself is the host's, and is not changed.
+        """
+        self.box.run("chmod", "o+x", *map(str, ROOT.parents))
+        readable = ("test", "-x", str(XSKD), "-a", "-r", str(ROOT / "xskd/cli.py"))
+        if self.as_user(*readable).returncode:
+            pytest.skip(f"needs a checkout that others may read: user xskd cannot run {XSKD}")
+
+    def as_user(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as the unit's user, but outside of its sandbox."""
+        user = ("setpriv", "--reuid=xskd", "--regid=xskd", "--clear-groups", "--")
+        return self.box.run(*user, *args, check=False)
 
     def _show_checkout(self) -> None:
         """Where ProtectHome= or PrivateTmp= hides the checkout from the unit, and nowhere else, show it.
@@ -65,10 +86,12 @@ paths: {wire: {connect: [eth1, eth2]}}
                 self.write("/etc/systemd/system/xskd.service.d/checkout.conf", text)
 
     def write(self, path: str, text: str) -> None:
-        """Write a file of the machine, and its directory."""
+        """Write a file of the machine, and its directory; everybody may read them."""
         file = self.box.path(path)
         file.parent.mkdir(exist_ok=True)
+        file.parent.chmod(0o755)
         file.write_text(text, encoding="utf-8")
+        file.chmod(0o644)
 
     def override(self, text: str) -> None:
         """Add a drop-in to the unit."""
