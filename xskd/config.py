@@ -99,6 +99,10 @@ class Interface(_Section):
         default="auto",
         description="Where the XDP program runs: auto tries native (the driver), then generic.",
     )
+    allow_default_route: bool = Field(
+        default=False,
+        description="Take the interface although it carries the default route: you may be cut off.",
+    )
     rings: RingDepths = Field(
         default_factory=RingDepths, description="Depths of the four rings of each socket."
     )
@@ -186,6 +190,17 @@ class Config(_Section):
     log: Log = Field(default_factory=Log, description="Logging.")
 
     _source: yamltext.Source = PrivateAttr(default_factory=lambda: yamltext.Source("(no file)"))
+    _text: str = PrivateAttr(default="")
+
+    @property
+    def text(self) -> str:
+        """The YAML this was made of."""
+        return self._text
+
+    @property
+    def file(self) -> str:
+        """The name of the file it came from."""
+        return self._source.file
 
     def problem(self, keys: yamltext.Keys, message: str) -> Problem:
         """A problem with the value at `keys`, like ("interfaces", "eth1", "queues"), with file and line."""
@@ -237,6 +252,7 @@ def parse(text: bytes | str, name: str) -> Config:
     if problems:
         raise ConfigError(problems)
     config._source = source
+    config._text = text if isinstance(text, str) else text.decode("utf-8", "replace")
     return config
 
 

@@ -32,7 +32,8 @@ class NetDevice:
     that of TX queues: a worker needs both of its number. `driver` is that of a device on a bus, else the
     kind of virtual link (veth, bridge, ...), else "". `numa_node` is None where the machine does not say.
     `xdp_prog_id` is the program attached now, ours or another's. `max_queues` is how many RX queues were
-    allocated with the interface: `ethtool -L` can never set more, and `queues` is never more.
+    allocated with the interface: `ethtool -L` can never set more, and `queues` is never more. `takes_all`: it
+    takes frames for any MAC address, because it is promiscuous or has no filter.
     """
 
     name: str
@@ -48,6 +49,7 @@ class NetDevice:
     xdp_prog_id: int | None
     default_route: bool
     max_queues: int
+    takes_all: bool = True
 
 
 def read_devices(names: Iterable[str]) -> dict[str, NetDevice | None]:
@@ -85,6 +87,7 @@ def _read_device(name: str, route: Any, ethtool: Any, default: set[int]) -> NetD
         xdp_prog_id=_xdp_prog_id(link),
         default_route=link["index"] in default,
         max_queues=max(link.get("num_rx_queues"), rx),
+        takes_all=bool(link.get("promiscuity")) or not bus_device,
     )
 
 

@@ -4,6 +4,10 @@ Pure: the same configuration, devices and CPUs give the same plan, and nothing h
 state, so every refusal can be tested without an interface. Every problem is reported at once, with the line
 of the key to change and the command that mends the machine instead.
 
+The machine changes while a daemon runs: an interface goes away, gets an MTU that does not fit, loses queues.
+So what is wrong with the machine stops the paths it concerns and nothing else: they wait, and the next plan
+may have them again. What is wrong with the configuration itself is a ConfigError.
+
 Workers import this module to read their plan, so it must never load pydantic, pyroute2 or yaml (a worker
 stays small); a test checks that.
 """
@@ -82,7 +86,7 @@ class WorkerPlan:
 
 @dataclass(frozen=True)
 class InterfacePlan:
-    """One interface with its XDP program; `queues` is its real number of RX queues: the XSKMAP's size."""
+    """One interface with its XDP program; `queues`: entries of its XSKMAP, for all it can ever have."""
 
     name: str
     ifindex: int
@@ -93,11 +97,23 @@ class InterfacePlan:
 
 
 @dataclass(frozen=True)
+class WaitingPath:
+    """A path that cannot run on the machine as it is, and why."""
+
+    name: str
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All that the supervisor is to run; `metrics_listen` is host and port, None for no endpoint."""
+    """All that the supervisor is to run; `metrics_listen` is host and port, None for no endpoint.
+
+    `interfaces` are all that may have a program, also those of a waiting path: its fallback holds meanwhile.
+    """
 
     interfaces: tuple[InterfacePlan, ...]
     workers: tuple[WorkerPlan, ...]
+    waiting: tuple[WaitingPath, ...]
     metrics_listen: tuple[str, int] | None
     control_socket: Path
     log_level: str
@@ -107,6 +123,12 @@ class Plan:
         """Bytes of packet memory of all workers together."""
         return sum(worker.umem_bytes for worker in self.workers)
 
+    def insist(self) -> Plan:
+        """This plan, if no path has to wait; else ConfigError with every reason."""
+        if self.waiting:
+            raise ConfigError([problem for path in self.waiting for problem in path.problems])
+        return self
+
 
 def make_plan(
     config: Config,
@@ -114,43 +136,50 @@ def make_plan(
     cpus: Sequence[int],
     cpu_nodes: Mapping[int, int] | None = None,
 ) -> Plan:
-    """The plan for this configuration on this machine; ConfigError with every reason why there is none.
+    """The plan for this configuration on this machine.
 
     `devices` has an entry for every interface of the configuration, `cpus` are those this process may run
-    on (its affinity), `cpu_nodes` gives the NUMA node of each where known.
+    on (its affinity), `cpu_nodes` gives the NUMA node of each where known. Raises ConfigError where no
+    change of the interfaces would help, with the reasons of the waiting paths as well.
     """
     present = {name: device for name in config.interfaces if (device := devices.get(name))}
-    problems = [
-        problem
-        for name in config.interfaces
-        for problem in _interface_problems(config, name, present.get(name))
-    ]
-    for name, path in config.paths.items():
-        problems += _path_problems(config, name, path, present, cpus)
-    if problems:
-        raise ConfigError(problems)
-    chosen = _choose_cpus(config, present, cpus, cpu_nodes or {})
+    waiting = tuple(
+        WaitingPath(name, problems)
+        for name, path in config.paths.items()
+        if (problems := tuple(_path_problems(config, name, path, present)))
+    )
+    wrong = [p for name, path in config.paths.items() for p in _cpu_problems(config, name, path, cpus)]
+    if wrong:
+        raise ConfigError([*wrong, *(problem for path in waiting for problem in path.problems)])
+    runnable = {name: path for name, path in config.paths.items() if name not in {w.name for w in waiting}}
+    chosen = _choose_cpus(config, runnable, present, cpus, cpu_nodes or {})
     return Plan(
         interfaces=tuple(
-            InterfacePlan(
-                member,
-                present[member].ifindex,
-                present[member].queues,
-                config.interfaces[member].attach,
-                path.fallback,
-                name,
-            )
+            _interface(config, present[member], path, name)
             for name, path in config.paths.items()
             for member in path.interfaces
+            if member in present and not _hook_problem(config, present[member])
         ),
         workers=tuple(
             _worker(config, name, index, present, chosen[name, index])
-            for name, path in config.paths.items()
+            for name, path in runnable.items()
             for index in range(_width(config, path, present))
         ),
+        waiting=waiting,
         metrics_listen=config.metrics.listen,
         control_socket=config.control.socket,
         log_level=config.log.level,
+    )
+
+
+def _interface(config: Config, device: NetDevice, path: PathConfig, path_name: str) -> InterfacePlan:
+    return InterfacePlan(
+        name=device.name,
+        ifindex=device.ifindex,
+        queues=device.max_queues,
+        attach=config.interfaces[device.name].attach,
+        fallback=path.fallback,
+        path=path_name,
     )
 
 
@@ -200,7 +229,11 @@ def _width(config: Config, path: PathConfig, devices: Mapping[str, NetDevice]) -
 
 
 def _choose_cpus(
-    config: Config, devices: Mapping[str, NetDevice], cpus: Sequence[int], cpu_nodes: Mapping[int, int]
+    config: Config,
+    paths: Mapping[str, PathConfig],
+    devices: Mapping[str, NetDevice],
+    cpus: Sequence[int],
+    cpu_nodes: Mapping[int, int],
 ) -> dict[tuple[str, int], int | None]:
     """A CPU for each (path, index): the listed ones as listed, then for `auto` the least used.
 
@@ -209,9 +242,7 @@ def _choose_cpus(
     """
     chosen: dict[tuple[str, int], int | None] = {}
     workers = [
-        (name, path, index)
-        for name, path in config.paths.items()
-        for index in range(_width(config, path, devices))
+        (name, path, index) for name, path in paths.items() for index in range(_width(config, path, devices))
     ]
     for name, path, index in workers:
         if path.cpus != "auto":
@@ -229,11 +260,36 @@ def _choose_cpus(
 # ---- what is wrong ----------------------------------------------------------------------------------
 
 
-def _interface_problems(config: Config, name: str, device: NetDevice | None) -> Iterator[Problem]:
+def _path_problems(
+    config: Config, name: str, path: PathConfig, devices: Mapping[str, NetDevice]
+) -> Iterator[Problem]:
+    """Why this path cannot run on the machine as it is."""
+    for member in path.interfaces:
+        if member in devices:
+            yield from _interface_problems(config, member, devices[member])
+        else:
+            gone = "no such interface in this network namespace; `ip -br link` lists them"
+            yield config.problem(("interfaces", member), gone)
+    if all(member in devices for member in path.interfaces):
+        yield from _width_problems(config, name, path, devices)
+
+
+def _hook_problem(config: Config, device: NetDevice) -> Problem | None:
+    """Why no program may be attached to an interface: somebody's way to this machine leads over it."""
+    if not device.default_route or config.interfaces[device.name].allow_default_route:
+        return None
+    return config.problem(
+        ("interfaces", device.name),
+        f"{device.name} carries the default route: xskd would take the packets that this machine itself, and "
+        "you, are reached by; choose another interface, or if that is what you want write "
+        "allow_default_route: true",
+    )
+
+
+def _interface_problems(config: Config, name: str, device: NetDevice) -> Iterator[Problem]:
     key = ("interfaces", name)
-    if device is None:
-        yield config.problem(key, "no such interface in this network namespace; `ip -br link` lists them")
-        return
+    if problem := _hook_problem(config, device):
+        yield problem
     selected = _selected(config.interfaces[name], device)
     mend = f"run `{_set_queues(device, max(selected) + 1)}`"
     beyond = [queue for queue in selected if queue >= device.queues]
@@ -263,11 +319,7 @@ def _mtu_problems(config: Config, device: NetDevice) -> Iterator[Problem]:
         )
 
 
-def _path_problems(
-    config: Config, name: str, path: PathConfig, devices: Mapping[str, NetDevice], cpus: Sequence[int]
-) -> Iterator[Problem]:
-    if all(member in devices for member in path.interfaces):
-        yield from _width_problems(config, name, path, devices)
+def _cpu_problems(config: Config, name: str, path: PathConfig, cpus: Sequence[int]) -> Iterator[Problem]:
     missing = [] if path.cpus == "auto" else sorted(set(path.cpus) - set(cpus))
     if missing:
         yield config.problem(

@@ -153,7 +153,7 @@ def test_mutated_files_load_or_give_config_errors_and_nothing_else() -> None:
 
 def test_shipped_file_loads_and_says_the_defaults() -> None:
     shipped = config.load(SHIPPED)
-    assert shipped == config.parse(HEAD, "x.yaml")
+    assert shipped.model_dump() == config.parse(HEAD, "x.yaml").model_dump()
     assert shipped.paths["wire"].kind == "connect"
     assert shipped.paths["wire"].interfaces == ("eth1", "eth2")
     assert shipped.metrics.listen == ("127.0.0.1", 9478)
@@ -220,7 +220,16 @@ def test_listen(written: str, listen: object) -> None:
 
 def test_an_empty_section_means_its_defaults() -> None:
     text = "interfaces: {eth1: , eth2: {rings: }}\npaths: {wire: {connect: [eth1, eth2]}}\numem:\nlog:\n"
-    assert config.parse(text, "x.yaml") == config.parse(HEAD, "x.yaml")
+    assert config.parse(text, "x.yaml").model_dump() == config.parse(HEAD, "x.yaml").model_dump()
+
+
+def test_a_configuration_knows_its_file_and_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(HEAD + "# \u00e9\n", encoding="utf-8")
+    loaded = config.load(path)
+    assert (loaded.file, loaded.text) == (str(path), HEAD + "# \u00e9\n")
+    again = config.parse(loaded.text, loaded.file)
+    assert (again.model_dump(), again.text) == (loaded.model_dump(), loaded.text)
 
 
 def test_names_that_yaml_takes_for_other_things_work_as_keys() -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from fakes import connect, device, plan
 
-from xskd import config
 from xskd.errors import ConfigError
 from xskd.netdev import NetDevice
-from xskd.plan import InterfacePlan, Plan, PortPlan, WorkerPlan, make_plan
+from xskd.plan import InterfacePlan, Plan, PortPlan, WaitingPath, WorkerPlan
 from xskd.uapi import Rings
 
 WIRE = """\
@@ -24,49 +23,10 @@ paths:
 """
 
 
-def device(
-    name: str,
-    *,
-    queues: int = 1,
-    tx_queues: int | None = None,
-    mtu: int = 1500,
-    driver: str = "ice",
-    node: int | None = None,
-) -> NetDevice:
-    return NetDevice(
-        name=name,
-        ifindex=int(name[-1]) + 10,
-        mtu=mtu,
-        up=False,
-        carrier=False,
-        driver=driver,
-        mac="02:00:00:00:00:01",
-        queues=queues,
-        tx_queues=queues if tx_queues is None else tx_queues,
-        numa_node=node,
-        xdp_prog_id=None,
-        default_route=False,
-    )
-
-
-def plan(
-    text: str, *devices: NetDevice, cpus: tuple[int, ...] = (0, 1), nodes: Mapping[int, int] | None = None
-) -> Plan:
-    loaded = config.parse(text, "x.yaml")
-    found: dict[str, NetDevice | None] = dict.fromkeys(loaded.interfaces)
-    return make_plan(loaded, found | {d.name: d for d in devices}, cpus, nodes)
-
-
 def refusal(text: str, *devices: NetDevice, cpus: tuple[int, ...] = (0, 1)) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        plan(text, *devices, cpus=cpus)
+        plan(text, *devices, cpus=cpus).insist()
     return str(caught.value).splitlines()
-
-
-def connect(eth1: str = "{}", eth2: str = "{}", path: str = "", rest: str = "") -> str:
-    """A configuration of five lines, then `rest`: interfaces on 2 and 3, path `wire` on 5."""
-    lines = ["interfaces:", f"  eth1: {eth1}", f"  eth2: {eth2}", "paths:"]
-    return "\n".join([*lines, f"  wire: {{connect: [eth1, eth2]{path}}}", rest])
 
 
 def cpus_of(made: Plan) -> dict[str, int | None]:
@@ -121,6 +81,12 @@ def test_selected_queues_are_paired_in_order() -> None:
     made = plan(text, device("eth1", queues=4), device("eth2", queues=4))
     assert [[port.queue for port in worker.ports] for worker in made.workers] == [[1, 0], [3, 2]]
     assert [interface.queues for interface in made.interfaces] == [4, 4]  # the XSKMAP covers all of them
+
+
+def test_the_map_covers_every_queue_that_the_interface_can_ever_have() -> None:
+    made = plan(connect(), device("eth1", max_queues=64), device("eth2", max_queues=8))
+    assert [interface.queues for interface in made.interfaces] == [64, 8]
+    assert len(made.workers) == 1
 
 
 def test_reflect_has_one_port() -> None:
@@ -271,6 +237,94 @@ def test_all_problems_at_once_in_order_of_lines() -> None:
         ["x.yaml:5", "paths.wire.connect"],
         ["x.yaml:5", "paths.wire.cpus"],
     ]
+
+
+# ---- what waits -----------------------------------------------------------------------------------
+
+THREE = """\
+interfaces: {eth1: {}, eth2: {}, eth3: {}}
+paths:
+  wire: {connect: [eth1, eth2], fallback: drop, cpus: CPUS}
+  echo: {reflect: eth3}
+"""
+
+
+def test_a_path_that_cannot_run_waits_and_its_neighbours_run() -> None:
+    made = plan(THREE.replace("CPUS", "auto"), device("eth2"), device("eth3"))
+    (waiting,) = made.waiting
+    assert waiting.name == "wire"
+    assert [str(problem) for problem in waiting.problems] == [
+        "x.yaml:1: interfaces.eth1: no such interface in this network namespace; `ip -br link` lists them"
+    ]
+    assert [worker.name for worker in made.workers] == ["echo/0"]
+    assert cpus_of(made) == {"echo/0": 0}  # who waits takes no CPU from anybody
+
+
+def test_the_fallback_of_a_waiting_path_holds_on_what_is_there_of_it() -> None:
+    made = plan(THREE.replace("CPUS", "auto"), device("eth2", mtu=9000), device("eth3"))
+    assert [(one.name, one.fallback, one.path) for one in made.interfaces] == [
+        ("eth2", "drop", "wire"),
+        ("eth3", "pass", "echo"),
+    ]
+    assert len(made.waiting[0].problems) == 2
+
+
+def test_nothing_waits_where_nothing_is_wrong() -> None:
+    made = plan(connect(), device("eth1"), device("eth2"))
+    assert made.waiting == ()
+    assert made.insist() is made
+
+
+def test_insisting_names_every_reason_of_every_waiting_path() -> None:
+    made = plan(THREE.replace("CPUS", "auto"), device("eth1"))
+    assert [path.name for path in made.waiting] == ["wire", "echo"]
+    assert made.workers == ()
+    assert [line.split(": ")[1] for line in refusal(THREE.replace("CPUS", "auto"), device("eth1"))] == [
+        "interfaces.eth2",
+        "interfaces.eth3",
+    ]
+
+
+def test_what_no_interface_can_mend_is_refused_at_once_with_the_reasons_of_who_waits() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(THREE.replace("CPUS", "[0, 5]"), device("eth1"), device("eth2"))
+    assert str(caught.value).splitlines() == [
+        "x.yaml:1: interfaces.eth3: no such interface in this network namespace; `ip -br link` lists them",
+        "x.yaml:3: paths.wire.cpus: this process may not use CPU 5; it may use 0-1",
+    ]
+
+
+def test_waiting_paths_compare_by_their_reasons() -> None:
+    one, same = (plan(connect(), device("eth1")).waiting for _ in range(2))
+    assert one == same
+    assert one != plan(connect(), device("eth2")).waiting
+    assert one != (WaitingPath("wire", ()),)
+
+
+# ---- the way to this machine ----------------------------------------------------------------------
+
+DEFAULT_ROUTE = (
+    "eth1 carries the default route: xskd would take the packets that this machine itself, and you, are "
+    "reached by; choose another interface, or if that is what you want write allow_default_route: true"
+)
+
+
+def test_the_interface_of_the_default_route_is_refused_and_gets_no_program() -> None:
+    devices = device("eth1", default_route=True), device("eth2")
+    assert refusal(connect(), *devices) == [f"x.yaml:2: interfaces.eth1: {DEFAULT_ROUTE}"]
+    made = plan(connect(), *devices)
+    assert [one.name for one in made.interfaces] == ["eth2"]
+    assert made.workers == ()
+
+
+def test_the_default_route_is_taken_where_the_file_says_so() -> None:
+    devices = device("eth1", default_route=True), device("eth2", default_route=True)
+    made = plan(connect("{allow_default_route: true}"), *devices)
+    assert [str(problem.key) for problem in made.waiting[0].problems] == ["interfaces.eth2"]
+    assert [one.name for one in made.interfaces] == ["eth1"]
+    allowed = plan(connect("{allow_default_route: true}", "{allow_default_route: true}"), *devices)
+    assert allowed.waiting == ()
+    assert [worker.name for worker in allowed.workers] == ["wire/0"]
 
 
 # ---- what a worker loads --------------------------------------------------------------------------
