@@ -1,7 +1,12 @@
 """What the supervisor and a worker say to each other: JSON over a socket pair, once with descriptors.
 
-    supervisor -> worker    hello (plan, descriptors: UMEM, counter page, one XSK per port), stop
-    worker -> supervisor    bound, failed, stopped
+    supervisor -> worker    hello (plan, descriptors: UMEM, counter page, one XSK per port; adopt or not),
+                            go, follow, tune (plan), yield, stop
+    worker -> supervisor    prepared, bound, tuned, yielded, failed, stopped
+
+A worker may be older than its supervisor: after an upgrade the successor still says `yield` to what its
+predecessor started. So a word, once released, keeps its meaning, and one that a worker does not know is
+ignored. The channel is also the worker's lease of life: when every copy of the other end is closed, it ends.
 
 This module must never wait: whoever reads waits for the descriptor first, with a deadline of its own.
 """
@@ -38,3 +43,22 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
     """The next message with its descriptors; None when the other end is closed."""
     data, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, MAX_DESCRIPTORS)
     return (json.loads(data) if data else None), list(descriptors)
+
+
+def receive_text(channel: socket.socket) -> Message | None:
+    """The same from somebody who has no business sending descriptors: the kernel closes what comes.
+
+    What is no JSON is a message without anything in it.
+    """
+    data = channel.recv(MAX_MESSAGE)
+    try:
+        return json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        return {}
+
+
+def describe_stopped(message: Message) -> str:
+    """What a `stopped` message says of the end of a worker, for the log."""
+    places = ", ".join(f"{count} {place}" for place, count in message["frames"].items() if count)
+    wrong = f"{message['unaccounted']} unaccounted, {message['contradictions']} contradictions"
+    return f"stopped, {'drained' if message['drained'] else 'not drained'}; frames: {places}; {wrong}"

@@ -1,4 +1,4 @@
-"""The command line: `xskd run | check | status | schema`.
+"""The command line: `xskd run | check | reload | status | cleanup | schema`.
 
 The only module that prints to standard output and the only one that picks an exit status:
 
@@ -11,12 +11,12 @@ The only module that prints to standard output and the only one that picks an ex
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from xskd import __version__
 from xskd.errors import ConfigError, XskdError
@@ -61,41 +61,87 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="check a configuration against this machine and show its plan")
     check.add_argument("config", type=Path, nargs="?", default=DEFAULT_CONFIG, metavar="FILE")
     check.set_defaults(verb=_check)
+    reload = verbs.add_parser("reload", help="have the running daemon read its configuration again")
+    reload.add_argument("--dry-run", action="store_true", help="only say what it would do")
+    reload.add_argument("--socket", type=Path, metavar="PATH", help="its control socket")
+    reload.add_argument("-c", "--config", type=Path, metavar="FILE", help="take the socket from this file")
+    reload.set_defaults(verb=_reload)
     status = verbs.add_parser("status", help="ask the running daemon how it is")
     status.add_argument("--json", action="store_true", help="the whole picture for a program")
     status.add_argument("--socket", type=Path, metavar="PATH", help="its control socket")
     status.add_argument("-c", "--config", type=Path, metavar="FILE", help="take the socket from this file")
     status.set_defaults(verb=_status)
+    cleanup = verbs.add_parser("cleanup", help="remove an XDP program that a dead xskd left on an interface")
+    cleanup.add_argument("interfaces", nargs="+", metavar="INTERFACE")
+    cleanup.set_defaults(verb=_cleanup)
     schema = verbs.add_parser("schema", help="print the configuration's JSON Schema, for editors")
     schema.set_defaults(verb=_schema)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    from xskd import logs, machine, service
+    from xskd import service
 
-    plan = machine.plan(options.config)
-    logs.set_up(plan.log_level)
-    asyncio.run(service.serve(plan))
+    service.run(options.config)
     return EXIT_OK
 
 
 def _check(options: argparse.Namespace) -> int:
-    from xskd import machine, show
+    from xskd import config, machine, show
 
-    show.plan(machine.plan(options.config))
+    show.plan(machine.look(config.load(options.config)).plan.insist())
+    return EXIT_OK
+
+
+def _reload(options: argparse.Namespace) -> int:
+    from xskd import control
+
+    try:
+        answer = _ask(options, "reload", dry=options.dry_run)
+    except control.Refused as refused:
+        _complain(str(refused))
+        return EXIT_CONFIG if refused.config else EXIT_UNAVAILABLE
+    print("\n".join(answer["actions"] or ["nothing has changed"]))
+    return EXIT_OK
+
+
+def _cleanup(options: argparse.Namespace) -> int:
+    from xskd import xdp
+
+    for interface in options.interfaces:
+        program = xdp.cleanup(interface)
+        print(f"{interface}: {f'program {program} removed' if program else 'nothing to remove'}")
     return EXIT_OK
 
 
 def _status(options: argparse.Namespace) -> int:
-    from xskd import control, show
+    from xskd import show
 
-    answer = control.ask(options.socket or _control_socket(options.config), "status")["status"]
+    answer = _ask(options, "status")["status"]
     if options.json:
         print(json.dumps(answer, indent=2))
     else:
         show.status(answer)
     return EXIT_OK
+
+
+def _ask(options: argparse.Namespace, verb: str, **more: object) -> dict[str, Any]:
+    """Ask the daemon, which listens where the configuration says; also if that is wrong by now."""
+    from xskd import control
+
+    wrong = None
+    try:
+        where = options.socket or _control_socket(options.config)
+    except ConfigError as error:
+        from xskd import config
+
+        wrong, where = error, config.Control().socket
+    try:
+        return control.ask(where, verb, **more)
+    except control.Refused:
+        raise
+    except XskdError as error:
+        raise wrong or error from error
 
 
 def _control_socket(file: Path | None) -> Path:

@@ -1,7 +1,9 @@
-"""The unix socket behind `xskd status`: one question a connection, one line of JSON each way.
+"""The unix socket behind `xskd status` and `xskd reload`: a question a connection, a line of JSON each way.
 
     -> {"verb": "status"}
     <- {"ok": true, "status": {...}}      or      {"ok": false, "error": "..."}
+    -> {"verb": "reload", "dry": false}
+    <- {"ok": true, "actions": ["..."]}   or      {"ok": false, "error": "...", "config": true}
 
 Whoever may open the socket may ask; its file mode (owner only) is the whole access control. A client that is
 slow, silent or talks nonsense must never keep the supervisor from its work: sizes and times are bounded.
@@ -14,24 +16,38 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from xskd.errors import XskdError
+from xskd.errors import ConfigError, XskdError
 from xskd.status import DaemonStatus
 
 MAX_REQUEST = 4096  # bytes
 REQUEST_SECONDS = 2.0  # for a client to say what it wants, and to take the answer
 ANSWER_SECONDS = 5.0  # for a daemon to answer us
+RELOAD_SECONDS = 70.0  # the same, when it has work to do first; it gives up earlier than we do
 MAX_CLIENTS = 16
+
+
+class Refused(XskdError):
+    """The daemon was asked and says no; `config`: because of the configuration, with a line per problem."""
+
+    def __init__(self, text: str, *, config: bool) -> None:
+        super().__init__(text)
+        self.config = config
 
 
 class ControlServer:
     """Listens on `path` from `start` to `close`. XskdError if another daemon listens there."""
 
-    def __init__(self, path: Path, status: Callable[[], DaemonStatus]) -> None:
-        self.path, self._status = path, status
+    def __init__(
+        self,
+        path: Path,
+        status: Callable[[], DaemonStatus],
+        reload: Callable[..., Awaitable[list[str]]],
+    ) -> None:
+        self.path, self._status, self._reload = path, status, reload
         self._clients = 0
         self._server: asyncio.Server | None = None
 
@@ -59,10 +75,12 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                if self._clients <= MAX_CLIENTS:
+            if self._clients <= MAX_CLIENTS:
+                async with asyncio.timeout(REQUEST_SECONDS):
                     line = await reader.readline()
-                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                answer = await self._answer(line)
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    writer.write(json.dumps(answer).encode() + b"\n")
                     await writer.drain()
         except (TimeoutError, ValueError, OSError):
             pass  # a client that cannot ask or does not listen has no one but itself to tell
@@ -70,26 +88,35 @@ class ControlServer:
             self._clients -= 1
             writer.close()
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            verb = json.loads(line)["verb"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+            match json.loads(line):
+                case {"verb": "status"}:
+                    return {"ok": True, "status": self._status().as_json()}
+                case {"verb": "reload", "dry": bool(dry)}:
+                    return {"ok": True, "actions": await self._reload(dry=dry)}
+                case {"verb": verb}:
+                    return {"ok": False, "error": f"unknown verb {verb!r}; known: status, reload"}
+                case _:
+                    raise ValueError
+        except (ValueError, RecursionError):
             return {"ok": False, "error": 'expected one line of JSON like {"verb": "status"}'}
-        if verb != "status":
-            return {"ok": False, "error": f"unknown verb {verb!r}; known: status"}
-        try:
-            return {"ok": True, "status": self._status().as_json()}
+        except ConfigError as error:
+            return {"ok": False, "error": str(error), "config": True}
         except XskdError as error:
             return {"ok": False, "error": str(error)}
 
 
-def ask(path: Path, verb: str) -> dict[str, Any]:
-    """Put one question to the daemon that listens on `path`. XskdError if there is none or it refuses."""
+def ask(path: Path, verb: str, **more: object) -> dict[str, Any]:
+    """Put one question to the daemon that listens on `path`.
+
+    XskdError if there is none or it refuses, Refused where its answer is a reason that stands for itself.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(ANSWER_SECONDS)
+            client.settimeout(RELOAD_SECONDS if verb == "reload" else ANSWER_SECONDS)
             client.connect(os.fspath(path))
-            client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            client.sendall(json.dumps({"verb": verb, **more}).encode() + b"\n")
             answer = json.loads(client.makefile("rb").readline() or b"null")
     except (ConnectionResetError, BrokenPipeError) as error:
         raise XskdError(f"{path}: the daemon is too busy to answer") from error
@@ -99,8 +126,10 @@ def ask(path: Path, verb: str) -> dict[str, Any]:
         raise XskdError(
             f"no xskd answers on {path} ({error}); is it running? see key control.socket"
         ) from error
-    if not answer or not answer.get("ok"):
-        raise XskdError(f"{path}: {answer['error'] if answer else 'the daemon is too busy to answer'}")
+    if not answer:
+        raise XskdError(f"{path}: the daemon is too busy to answer")
+    if not answer.get("ok"):
+        raise Refused(answer["error"], config=bool(answer.get("config")))
     return dict(answer)
 
 

@@ -1,9 +1,13 @@
-"""The supervisor: starts what the plan says, watches it, starts again what dies, stops it in order.
+"""The supervisor: makes what runs into what should run, and keeps it so.
 
-It holds the rights and every descriptor that matters, and never sees a packet. Everything that happens (a
-message, a death, a signal, a due respawn) becomes an event in one queue, and one loop acts on them, so no
-handler ever runs in the middle of another. It must never block: no wait without a deadline, no socket
-without O_NONBLOCK. docs/decisions/0002-attach-first.md says why programs are attached before workers bind.
+It holds the rights and every descriptor that matters, and never sees a packet. A start, a reload, a link
+that changes and a predecessor's inheritance are one thing to it: there is a plan that runs and a plan that
+should, and the difference is carried out. Everything that happens (a message, a death, a signal, a link)
+becomes an event in one queue, and one loop acts on them, so no handler ever runs in the middle of another.
+It must never block: no wait without a deadline, no socket without O_NONBLOCK, netlink in a thread of its own.
+
+docs/decisions: 2 (programs are attached before workers bind), 7 (what outlives the supervisor), 8 (a broken
+file never ends what forwards).
 """
 
 from __future__ import annotations
@@ -13,20 +17,29 @@ import logging
 import os
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from xskd import __version__, notify
-from xskd.errors import XdpError, XskdError, XskError, errno_name
-from xskd.plan import InterfacePlan, Plan
+from xskd import __version__, config, inheritance, logs, machine, notify
+from xskd.crew import Crew, Due, Exited, Late, Said, WorkerEvent
+from xskd.difference import Difference, difference
+from xskd.errors import ConfigError, Problem, XdpError, XskdError
+from xskd.logs import about
+from xskd.machine import Outlook
+from xskd.plan import InterfacePlan, Plan, WaitingPath
+from xskd.programs import Programs
 from xskd.slot import Slot
-from xskd.spawn import WorkerProcess
 from xskd.status import DaemonStatus, InterfaceStatus, describe
-from xskd.xdp import Program, Verdicts
+from xskd.store import Store
+from xskd.watch import LinkWatch
+from xskd.xdp import Verdicts
 
-START_SECONDS = 20.0  # for a worker to bind: EBUSY may take 5 of them, pinning much memory some more
-STOP_SECONDS = 3.0  # for all workers to drain; then they are killed
-STALLED_SECONDS = 3.0  # without a heartbeat; a healthy loop beats at least every 0.1 s
+STOP_SECONDS = 4.0  # for all workers to end, a little more than each one has
 TICK_SECONDS = 0.5
+CARRIER_SECONDS = 10.0  # for links that lost their carrier when a program was attached
+EXTEND_SECONDS = 60.0  # a start that takes longer is no slow NIC: the unit's timeout may end it
+RELOAD_SECONDS = 60.0  # for everything a reload has started to work or fail
 
 log = logging.getLogger("xskd")
 
@@ -36,39 +49,29 @@ class StartError(XskdError):
 
 
 @dataclass(frozen=True)
-class Said:
-    """A worker's channel is readable."""
-
-    slot: Slot
-    process: WorkerProcess
-
-
-@dataclass(frozen=True)
-class Exited:
-    """A worker's process has ended."""
-
-    slot: Slot
-    process: WorkerProcess
-
-
-@dataclass(frozen=True)
-class Late:
-    """A worker had its time to bind."""
-
-    slot: Slot
-    process: WorkerProcess
-
-
-@dataclass(frozen=True)
-class Due:
-    """A worker's pause after a death is over."""
-
-    slot: Slot
-
-
-@dataclass(frozen=True)
 class Tick:
     """Time to look at heartbeats and to tell systemd."""
+
+
+@dataclass(frozen=True)
+class LinksChanged:
+    """Something about the machine's interfaces may be different."""
+
+
+@dataclass(frozen=True)
+class Reload:
+    """Somebody wants the configuration read again; `dry`: only to know what that would do."""
+
+    dry: bool = False
+    answer: asyncio.Future[list[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A look at the machine is over; `reload` is what asked for it, None for a change of links."""
+
+    outlook: Outlook | XskdError
+    reload: Reload | None
 
 
 @dataclass(frozen=True)
@@ -78,60 +81,85 @@ class Stop:
     why: str
 
 
-Event = Said | Exited | Late | Due | Tick | Stop
+Event = WorkerEvent | Tick | LinksChanged | Reload | Looked | Stop
 
 
 class Supervisor:
-    """Runs a plan until told to stop. One instance, one plan, one `run`."""
+    """Runs what a configuration says until told to stop. One instance, one `run`.
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    `settle` is called with the plan when metrics or log settings may have changed; it returns what went
+    wrong.
+    """
+
+    def __init__(
+        self, outlook: Outlook, file: Path, store: Store, settle: Callable[[Plan], list[str]] = lambda _: []
+    ) -> None:
+        self.file, self.store, self._settle = file, store, settle
+        self.config, self.devices = outlook.config, outlook.devices
+        self.plan = replace(outlook.plan, interfaces=(), workers=(), waiting=())  # what runs: nothing yet
         self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.slots = {worker.name: Slot(worker) for worker in plan.workers}
-        self.programs: dict[str, Program] = {}
+        self.programs = Programs(store)
+        self.crew = Crew(self.programs, store, self.events.put_nowait)
         self.ready = False
+        self.config_error: str | None = None  # why the file is not what runs
+        self._first = outlook
         self._stopping = False
         self._started = time.time()
         self._watchdog = notify.watchdog_interval()
-        self._last_text = ""
+        self._told = self._saved = ""
+        self._looking = self._look_again = False
+        self._carriers: set[str] = set()  # interfaces whose carrier must be back before we are ready
+        self._unsettled: list[tuple[Reload, list[str], list[str]]] = []  # with actions and problems
 
     async def run(self) -> None:
         """Start, forward, and stop in order when a Stop event comes. StartError if nothing can be started."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.events.put_nowait, Stop(signal.Signals(number).name))
+        loop.add_signal_handler(signal.SIGHUP, self.events.put_nowait, Reload())
+        watch = LinkWatch(lambda: self.events.put_nowait(LinksChanged()))
         try:
-            self._attach_programs()
-            for slot in self.slots.values():
-                self._spawn(slot)
+            await watch.start()
+            if not self._first.plan.workers and not self.store.inherited:
+                self._first.plan.insist()
+            self.plan = inheritance.take(self.store, self._first.plan, self.programs, self.crew)
+            self._apply(self._first, for_good=True)
             self.events.put_nowait(Tick())
             while not self._stopping:
                 self.act(await self.events.get())
-            await self._drain()
+            await self._end()
+        except (StartError, ConfigError):
+            self._close()  # what cannot work is not left to a successor
+            raise
+        except BaseException:
+            if not self.store.active:  # a bug of ours is no reason to stop forwarding
+                self._close()
+            raise
         finally:
-            self._close()
+            await watch.close()
 
     def act(self, event: Event) -> None:
         """Do what one event asks for. Raises StartError when the first start has failed for good."""
         match event:
-            case Said(slot, process) if slot.process is process:
-                self._hear(slot, process)
-            case Exited(slot, process) if slot.process is process:
-                self._hear(slot, process)
-                if slot.process is process:  # its last words may have led to another one
-                    cause = process.exit_cause() or "unknown"
-                    self._bury(slot, cause, process.error or f"the worker process ended: {cause}")
-            case Late(slot, process) if slot.process is process and slot.state == "starting":
-                self._bury(slot, "start_timeout", f"not bound within {START_SECONDS:g} s")
-            case Due(slot) if slot.state == "backoff" and not self._stopping:
-                self._spawn(slot)
+            case Said() | Exited() | Late() | Due() if not self._stopping:
+                self.crew.act(event)
             case Tick():
                 self._tick()
+            case LinksChanged():
+                self._look(None)
+            case Reload():
+                self._look(event)
+            case Looked(outlook, reload):
+                self._looking = False
+                self._looked(outlook, reload)
+                if self._look_again:
+                    self._look(None)
             case Stop(why):
                 log.info("stopping: %s", why)
                 self._stopping = True
             case _:
-                pass  # about a process that is no longer there
+                pass
+        self._consider_settled()
         self._consider_ready()
         self._tell()
 
@@ -143,181 +171,270 @@ class Supervisor:
             started=self._started,
             ready=self.ready,
             text=self._text(),
+            config_error=self.config_error,
+            paths=tuple(self.config.paths),
+            waiting={path.name: [str(problem) for problem in path.problems] for path in self.plan.waiting},
             interfaces=tuple(self._interface(plan) for plan in self.plan.interfaces),
-            workers=tuple(slot.status() for slot in self.slots.values()),
+            workers=tuple(slot.status() for slot in self._slots()),
         )
 
-    # ---- starting -------------------------------------------------------------------------------
+    async def reload(self, *, dry: bool = False) -> list[str]:
+        """Read the file again and apply the difference; the actions, when they are done (`dry`: never).
 
-    def _attach_programs(self) -> None:
-        """Attach with an empty XSKMAP: until a worker is bound, packets take the path's fallback."""
-        for plan in self.plan.interfaces:
-            try:
-                program = Program(plan.queues, fallback=plan.fallback)
-                self.programs[plan.name] = program
-                program.attach(plan.name, plan.attach, ifindex=plan.ifindex)
-            except XdpError as error:
-                raise StartError(str(error)) from error
-            refused = f" ({errno_name(program.native_refused)})" if program.native_refused else ""
-            log.info("%s: XDP program attached, %s mode%s", plan.name, program.attach_mode, refused)
+        Raises ConfigError, and has changed nothing, if the file is bad; XskdError if something of the new
+        configuration does not work, which is then tried again like everything else.
+        """
+        answer: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self.events.put_nowait(Reload(dry, answer))
+        return await asyncio.wait_for(answer, RELOAD_SECONDS)
 
-    def _spawn(self, slot: Slot) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            process = slot.spawn()
-        except (XskError, OSError) as error:
-            self._bury(slot, "spawn", str(error))
+    # ---- looking at the machine -----------------------------------------------------------------
+
+    def _look(self, reload: Reload | None) -> None:
+        """Ask the kernel, in a thread; one look at a time, and a change during it asks for another."""
+        if self._looking and reload is None:
+            self._look_again = True
             return
-        loop.add_reader(process.link, self.events.put_nowait, Said(slot, process))
-        loop.add_reader(process.pidfd, self._exited, slot, process)
-        loop.call_later(START_SECONDS, self.events.put_nowait, Late(slot, process))
+        self._looking, self._look_again = True, False
+        wanted = self.config
 
-    def _exited(self, slot: Slot, process: WorkerProcess) -> None:
-        """The descriptor stays readable, so it is taken out before the event goes in."""
-        self._forget(process)
-        self.events.put_nowait(Exited(slot, process))
+        def looking() -> Outlook:
+            return machine.look(wanted if reload is None else config.load(self.file))
 
-    def _hear(self, slot: Slot, process: WorkerProcess) -> None:
-        messages, still_open = process.receive()
-        if not still_open:  # a closed channel is readable for ever
-            asyncio.get_running_loop().remove_reader(process.link)
-        for message in messages:
-            match message["event"]:
-                case "bound" if not self._stopping:
-                    self._bound(slot, message["ports"])
-                case "failed":
-                    process.error = message["error"]
-                    if message["copy"] and not self._stopping:
-                        self._settle_for_copy(slot)
-                case "stopped":
-                    _log_stopped(slot.name, message)
+        def looked(done: asyncio.Future[Outlook]) -> None:
+            error = done.exception()
+            if error is not None and not isinstance(error, XskdError):
+                error = XskdError(f"asking the kernel about interfaces: {error}")
+            self.events.put_nowait(Looked(error or done.result(), reload))
 
-    def _bound(self, slot: Slot, ports: list[dict[str, object]]) -> None:
-        """Every socket of the worker is bound: let packets come."""
-        assert slot.process is not None
-        slot.bound([str(port["mode"]) for port in ports])
-        for port, made, said in zip(slot.plan.ports, slot.process.sockets, ports, strict=True):
-            refused = said["refused"]
-            why = f" (zero-copy refused: {errno_name(refused)})" if isinstance(refused, int) else ""
-            log.info(
-                "%s: %s queue %d bound, %s mode%s", slot.name, port.interface, port.queue, said["mode"], why
-            )
-            try:
-                self.programs[port.interface].insert(port.queue, made)
-            except XdpError as error:
-                self._bury(slot, "xskmap", str(error))
-                return
+        asyncio.get_running_loop().run_in_executor(None, looking).add_done_callback(looked)
 
-    def _settle_for_copy(self, slot: Slot) -> None:
-        """Zero-copy on one interface of a path only, but a UMEM has one mode: start again, copy for all."""
-        log.info("%s: not every interface has zero-copy; copy mode for all", slot.name)
-        assert slot.process is not None
-        self._forget(slot.process)
-        slot.clear()
-        slot.settle_for_copy()
-        self._spawn(slot)
-
-    def _consider_ready(self) -> None:
-        """Ready once every worker has been bound or has failed; StartError if all have failed."""
-        slots = self.slots.values()
-        if self.ready or self._stopping or not all(s.restarts or s.state == "forwarding" for s in slots):
+    def _looked(self, found: Outlook | XskdError, reload: Reload | None) -> None:
+        if isinstance(found, XskdError):
+            self._refuse(found, reload)
             return
-        if not any(slot.state == "forwarding" for slot in slots):
-            raise StartError("\n".join(f"{slot.name}: {slot.last_error}" for slot in slots))
-        self.ready = True
-        self._last_text = self._text()
-        log.info("ready: %s", self._last_text)
-        notify.ready(self._last_text)
+        if reload is None:
+            if found.config is self.config:  # else the file was loaded anew meanwhile: this look is stale
+                changed = [name for name in found.devices if found.devices[name] != self.devices.get(name)]
+                self._apply(found, for_good=False)
+                self.crew.hurry(changed)
+            return
+        actions = list(difference(self.plan, found.plan))
+        if reload.dry:
+            _answer(reload, actions)
+            return
+        notify.reloading()
+        for line in actions or ["nothing has changed"]:
+            log.info("reload: %s", line)
+        self.config_error = None
+        problems = self._apply(found, for_good=True)
+        self._unsettled.append((reload, actions, [*problems, *map(str, _problems(self.plan))]))
+
+    def _refuse(self, error: XskdError, reload: Reload | None) -> None:
+        """Nothing is changed by a file that is wrong, or a kernel that does not answer."""
+        for line in str(error).splitlines():
+            log.error("%s%s", "reload: " if reload else "", line)
+        if reload is not None and not reload.dry:
+            self.config_error = str(error)
+        if reload is not None and reload.answer is not None and not reload.answer.done():
+            reload.answer.set_exception(error)
+
+    # ---- from the plan that runs to the plan that should ----------------------------------------
+
+    def _apply(self, outlook: Outlook, *, for_good: bool) -> list[str]:
+        """Carry out the difference. Returns what went wrong.
+
+        `for_good`: a worker that is no longer planned is forgotten; else its place waits for better times.
+        """
+        steps, errors = difference(self.plan, outlook.plan), []
+        self._let_go(steps, outlook.plan, for_good=for_good)
+        had_carrier = {d.name for d in outlook.devices.values() if d and d.carrier}
+        refused: dict[str, Problem] = {}
+        for plan in steps.attach:
+            try:
+                self.programs.attach(plan)
+                self.crew.let_in(plan.name)
+                self._carriers |= {plan.name} & had_carrier
+                _warn_of_filter(outlook, plan)
+                self.events.put_nowait(LinksChanged())  # attaching may change queues and carrier
+            except XdpError as error:
+                refused[plan.name] = outlook.config.problem(("interfaces", plan.name), str(error))
+        for plan in steps.fallback:
+            try:
+                self.programs.set_fallback(plan)
+            except XdpError as error:
+                errors.append(str(error))
+        running = _without(outlook.plan, refused)
+        self._set_to_work(difference(self.plan, running), outlook.plan)
+        self._log_waiting(running.waiting)
+        if steps.settings and (wrong := self._settle(outlook.plan)):
+            errors += wrong
+            running = replace(running, metrics_listen=self.plan.metrics_listen)  # the next look tries again
+        for line in errors if for_good else ():
+            log.error("%s", line)
+        self.plan, self.devices, self.config = running, outlook.devices, outlook.config
+        return errors
+
+    def _let_go(self, steps: Difference, plan: Plan, *, for_good: bool) -> None:
+        reasons = {path.name: str(path.problems[0].message) for path in plan.waiting}
+        for worker in steps.stop:
+            if worker.path in reasons:
+                self.crew.park(worker.name, reasons[worker.path])
+            elif for_good:
+                self.crew.retire(worker.name)
+            else:
+                self.crew.park(worker.name, "its queue is not there any more")
+        for worker in steps.rebuild:
+            self.crew.rebuild(worker)
+        for interface in steps.detach:
+            self.programs.detach(interface.name)
+
+    def _set_to_work(self, steps: Difference, planned: Plan) -> None:
+        for _, worker in steps.tune:
+            self.crew.tune(worker)
+        for worker in steps.start:
+            self.crew.start(worker)
+        wanted = {worker.name for worker in planned.workers}
+        for worker in steps.stop:
+            if worker.name in wanted:  # an interface of its path refused its program just now
+                self.crew.park(worker.name, "an interface of its path has no program")
+
+    def _log_waiting(self, waiting: Sequence[WaitingPath]) -> None:
+        """Each path that cannot run is told of once for each reason."""
+        known = set(self.plan.waiting)
+        for path in waiting:
+            if path not in known:
+                for problem in path.problems:
+                    log.warning("path %s waits: %s", path.name, problem, extra=about(path=path.name))
 
     # ---- running --------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         loop.call_later(min(TICK_SECONDS, self._watchdog or TICK_SECONDS), self.events.put_nowait, Tick())
-        for slot in self.slots.values():
-            if slot.state == "forwarding" and slot.silent_for() > STALLED_SECONDS:
-                self._bury(slot, "stalled", f"no heartbeat for {slot.silent_for():.1f} s")
-        if self._watchdog is not None:
+        well = self.crew.tick()
+        logs.flush()
+        if self._watchdog is not None and well:
             notify.watchdog()
+        if not self.ready and time.time() - self._started < EXTEND_SECONDS:
+            notify.extend(CARRIER_SECONDS)
+
+    def _consider_ready(self) -> None:
+        """Ready once every worker has been bound or has failed; StartError if all have failed."""
+        slots = self._slots()
+        if self.ready or self._stopping or not all(s.last_error or s.state == "forwarding" for s in slots):
+            return
+        if not self.store.inherited and not any(slot.state == "forwarding" for slot in slots):
+            lines = [f"{slot.name}: {slot.last_error}" for slot in slots]
+            raise StartError("\n".join([*lines, *map(str, _problems(self.plan))]))
+        if self._waits_for_carrier():
+            return
+        self.ready = True
+        self._told = self._text()
+        log.info("ready: %s", self._told)
+        notify.ready(self._told)
+
+    def _waits_for_carrier(self) -> bool:
+        """A NIC may reset its link when a program is attached; packets flow when the carrier is back."""
+        if time.time() - self._started > CARRIER_SECONDS:
+            return False
+        return self._looking or any(
+            not (d := self.devices.get(name)) or not d.carrier for name in self._carriers
+        )
+
+    def _consider_settled(self) -> None:
+        """A reload is over when everything it started works, or has failed."""
+        if not self._unsettled or not self.crew.settled:
+            return
+        for reload, actions, problems in self._unsettled:
+            failed = [
+                f"{slot.name}: {slot.last_error}"
+                for slot in self.crew.slots.values()
+                if slot.state == "backoff"
+            ]
+            _answer(reload, actions, [*problems, *failed])
+        self._unsettled.clear()
+        if self.ready:
+            self._told = self._text()
+            notify.ready(self._told)
 
     def _tell(self) -> None:
-        """Say what has changed, in the log and to systemd, as soon as it has."""
+        """Say what has changed, in the log and to systemd, as soon as it has; and save it for a successor."""
         text = self._text()
-        if self.ready and text != self._last_text:
-            self._last_text = text
+        if self.ready and text != self._told:
+            self._told = text
             log.info("%s", text)
             notify.status(text)
+        if self.store.active:
+            self._save()
 
-    def _bury(self, slot: Slot, cause: str, why: str) -> None:
-        """A worker is finished: no packets to its sockets, nothing left of it, another one after a pause."""
-        self._withdraw(slot)
-        if slot.process is not None:
-            self._forget(slot.process)
-        slot.last_error = why
-        pause = slot.buried(cause)
-        log.warning("%s: worker ended (%s): %s; next try in %.2f s", slot.name, cause, why, pause)
-        asyncio.get_running_loop().call_later(pause, self.events.put_nowait, Due(slot))
-
-    def _withdraw(self, slot: Slot) -> None:
-        """Out of the XSKMAP: from here on the path's fallback decides."""
-        for port in slot.plan.ports:
-            self.programs[port.interface].remove(port.queue)
-
-    def _forget(self, process: WorkerProcess) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(process.link)
-        loop.remove_reader(process.pidfd)
+    def _save(self) -> None:
+        try:
+            self._saved = inheritance.save(self.store, self.config, self.programs, self.crew, self._saved)
+        except OSError as error:
+            log.error("the state of this daemon cannot be saved, so a restart will not be hitless: %s", error)
 
     # ---- stopping -------------------------------------------------------------------------------
 
-    async def _drain(self) -> None:
-        """Out of the XSKMAP, let the workers send what they have, and hear where their frames are."""
-        notify.stopping()
-        waiting = {slot for slot in self.slots.values() if slot.process is not None}
-        for slot in waiting:
-            self._withdraw(slot)
-        for slot in waiting:
-            assert slot.process is not None
-            slot.stop("stopping")
-            slot.process.tell_to_stop()
+    async def _end(self) -> None:
+        """Under systemd leave what forwards to a successor, or to its end; else drain it in order.
+
+        systemd does not tell a stop from a restart. What it keeps for us is closed at once by a stop, which
+        detaches the programs and makes the workers drain and end.
+        """
+        if self.store.active:
+            count = sum(slot.process is not None for slot in self.crew.slots.values())
+            notify.stopping(f"supervisor ends; {count} workers go on until systemd lets go of their sockets")
+            self._save()
+            return
+        notify.stopping("draining and stopping")
+        self.crew.stop_all()
         deadline = asyncio.get_running_loop().time() + STOP_SECONDS
-        while waiting:
+        while not self.crew.stopped:
             left = deadline - asyncio.get_running_loop().time()
             try:
                 event = await asyncio.wait_for(self.events.get(), max(left, 0))
             except TimeoutError:
-                names = ", ".join(slot.name for slot in waiting)
-                log.warning("not drained in %g s, killed: %s", STOP_SECONDS, names)
-                return
-            if isinstance(event, Said | Exited) and event.slot.process is event.process:
-                self._hear(event.slot, event.process)
-            if isinstance(event, Exited):
-                waiting.discard(event.slot)
+                break
+            if isinstance(event, Said | Exited | Late):
+                self.crew.act(event)
+        self._close()
 
     def _close(self) -> None:
         """Nothing of ours stays behind: processes, sockets, then the programs."""
-        for slot in self.slots.values():
-            if slot.process is not None:
-                self._forget(slot.process)
-            slot.clear()
-            slot.stop("stopped")
-        for program in self.programs.values():
-            program.close()
-        self.programs.clear()
+        self.crew.close()
+        self.programs.close()
 
     # ---- telling --------------------------------------------------------------------------------
 
     def _text(self) -> str:
         return describe(
-            [(slot.name, slot.state, {m for m in slot.modes if m}) for slot in self.slots.values()]
+            [(s.name, s.state, {m for m in s.modes if m}) for s in self._slots()],
+            waiting=[path.name for path in self.plan.waiting],
+            troubled=[
+                f"{name} {'has no carrier' if device.up else 'is down'}"
+                for name in sorted(plan.name for plan in self.plan.interfaces)
+                if (device := self.devices.get(name)) and not device.carrier
+            ],
+            stale_config=self.config_error is not None,
+        )
+
+    def _slots(self) -> list[Slot]:
+        """All places, in the order of the configuration."""
+        paths = {name: number for number, name in enumerate(self.config.paths)}
+        return sorted(
+            self.crew.slots.values(),
+            key=lambda slot: (paths.get(slot.plan.path, len(paths)), slot.plan.index),
         )
 
     def _interface(self, plan: InterfacePlan) -> InterfaceStatus:
-        program = self.programs.get(plan.name)
+        program = self.programs.by_name.get(plan.name)
+        device = self.devices.get(plan.name)
         return InterfaceStatus(
             name=plan.name,
             path=plan.path,
-            queues=plan.queues,
+            queues=device.queues if device else 0,
+            carrier=bool(device and device.carrier),
             fallback=plan.fallback,
             attach_wanted=plan.attach,
             attach=program.attach_mode if program else None,
@@ -325,10 +442,47 @@ class Supervisor:
         )
 
 
-def _log_stopped(name: str, message: dict[str, object]) -> None:
-    frames = message["frames"]
-    assert isinstance(frames, dict)
-    places = ", ".join(f"{count} {place}" for place, count in frames.items() if count)
-    wrong = f"{message['unaccounted']} unaccounted, {message['contradictions']} contradictions"
-    drained = "drained" if message["drained"] else "not drained"
-    log.info("%s: stopped, %s; frames: %s; %s", name, drained, places, wrong)
+def _answer(reload: Reload, actions: list[str], problems: Sequence[str] = ()) -> None:
+    if reload.answer is None or reload.answer.done():
+        return
+    if problems:
+        reload.answer.set_exception(XskdError("\n".join(problems)))
+    else:
+        reload.answer.set_result(actions)
+
+
+def _warn_of_filter(outlook: Outlook, plan: InterfacePlan) -> None:
+    """A bump in the wire gets packets for other machines, which a NIC keeps to itself unless it is told."""
+    device, kind = outlook.devices[plan.name], outlook.config.paths[plan.path].kind
+    if kind == "connect" and device and not device.takes_all:
+        mend = f"`ip link set dev {plan.name} promisc on` lets them in"
+        log.warning(
+            "%s: packets for other MAC addresses than its own do not come in: %s", plan.name, mend,
+            extra=about(interface=plan.name),
+        )  # fmt: skip
+
+
+def _problems(plan: Plan) -> list[Problem]:
+    return [problem for path in plan.waiting for problem in path.problems]
+
+
+def _without(plan: Plan, refused: dict[str, Problem]) -> Plan:
+    """The plan without the paths of interfaces that did not get their program."""
+    if not refused:
+        return plan
+    paths = {interface.path for interface in plan.interfaces if interface.name in refused}
+    waiting = [
+        WaitingPath(
+            path, tuple(refused[i.name] for i in plan.interfaces if i.path == path and i.name in refused)
+        )
+        for path in sorted(paths - {path.name for path in plan.waiting})
+    ]
+    return replace(
+        plan,
+        interfaces=tuple(i for i in plan.interfaces if i.name not in refused),
+        workers=tuple(w for w in plan.workers if w.path not in paths),
+        waiting=(*plan.waiting, *waiting),
+    )
+
+
+__all__ = ["ConfigError", "Event", "StartError", "Supervisor"]

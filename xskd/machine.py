@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from xskd import config, netdev
-from xskd import plan as planning
+from xskd import netdev
+from xskd.config import Config
+from xskd.netdev import NetDevice
+from xskd.plan import Plan, make_plan
 
 NODES = Path("/sys/devices/system/node")
 
 
-def plan(file: Path) -> planning.Plan:
-    """Read the file, ask the kernel about its interfaces, and plan. Raises ConfigError with every problem."""
-    wanted = config.load(file)
+@dataclass(frozen=True)
+class Outlook:
+    """What is wanted and what is there, at one moment, and the plan that comes of it."""
+
+    config: Config
+    devices: Mapping[str, NetDevice | None]
+    plan: Plan
+
+
+def look(wanted: Config) -> Outlook:
+    """Ask the kernel about the interfaces of a configuration, and plan. Waits for netlink, some milliseconds.
+
+    Raises ConfigError with every problem that no change of the interfaces can mend.
+    """
     devices = netdev.read_devices(wanted.interfaces)
-    return planning.make_plan(wanted, devices, sorted(os.sched_getaffinity(0)), cpu_nodes())
+    cpus = sorted(os.sched_getaffinity(0))
+    return Outlook(wanted, devices, make_plan(wanted, devices, cpus, cpu_nodes()))
 
 
 def cpu_nodes() -> dict[int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -206,11 +207,27 @@ WORKER_ROWS = (
         lambda w: w.restarts,
     ),
     Row(
+        "xskd_worker_adoptions",
+        "counter",
+        (*WORKER, "result"),
+        "Workers that were to go on with sockets in use, after a death or a restart of the daemon. adopted: "
+        "they did; failed: new sockets had to be made, and packets in the rings were lost.",
+        lambda w: {result: w.adoptions.get(result, 0) for result in ("adopted", "failed")},
+    ),
+    Row(
+        "xskd_worker_gap_seconds",
+        "counter",
+        WORKER,
+        "Time between the last turn of one worker of this place and the first of the next, summed. What "
+        "came meanwhile waited in RX as far as that has room; more is in rx_ring_full or rx_dropped.",
+        lambda w: w.gap_seconds,
+    ),
+    Row(
         "xskd_worker_heartbeat_age_seconds",
         "gauge",
         WORKER,
         "Time since the worker's loop last turned; NaN before its first turn. At most 0.1 s while "
-        "it is well; at 3 s the supervisor restarts it.",
+        "it is well; at 1.5 s the supervisor restarts it.",
         lambda w: float("nan") if w.heartbeat_age is None else w.heartbeat_age,
     ),
     Row(
@@ -275,8 +292,15 @@ INTERFACE_ROWS = (
         "xskd_interface_queues",
         "gauge",
         INTERFACE,
-        "RX queues of the interface when xskd started.",
+        "RX queues of the interface; 0 while it is not there.",
         lambda i: i.queues,
+    ),
+    Row(
+        "xskd_interface_carrier",
+        "gauge",
+        INTERFACE,
+        "1 while the interface is up and has carrier, 0 otherwise: then nothing comes and nothing is sent.",
+        lambda i: float(i.carrier),
     ),
 )
 
@@ -288,6 +312,22 @@ DAEMON_ROWS = (
         ("version",),
         "1; the version that runs.",
         lambda d: {d.version: 1.0},
+    ),
+    Row(
+        "xskd_path_waiting",
+        "gauge",
+        ("path",),
+        "1 while the path cannot run on the machine as it is: an interface is missing, an MTU does not fit. "
+        "`xskd status` says why; the path starts by itself when that has changed.",
+        lambda d: {path: float(path in d.waiting) for path in d.paths},
+    ),
+    Row(
+        "xskd_config_valid",
+        "gauge",
+        (),
+        "0 while the configuration file is wrong and an older one runs, 1 otherwise. Worry at 0: the next "
+        "start after a stop will fail.",
+        lambda d: float(d.config_error is None),
     ),
     Row(
         "xskd_start_time_seconds",
@@ -377,10 +417,12 @@ class Endpoint:
         registry.register(StatusCollector(loop, status))
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving. Does not wait for the thread, which may take half a second to notice."""
+        threading.Thread(target=self._shut, daemon=True).start()
+
+    def _shut(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
 
 
 def as_markdown() -> str:

@@ -6,13 +6,19 @@ Every call is harmless where no systemd listens. This module must never decide w
 from __future__ import annotations
 
 import os
+import time
 
 from systemd.daemon import notify
 
 
 def ready(status: str) -> None:
-    """Everything that can be up is up."""
+    """Everything that can be up is up, or a reload is over."""
     notify(f"READY=1\nSTATUS={status}")
+
+
+def reloading() -> None:
+    """We have begun to change to another configuration; `ready` ends it."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def status(text: str) -> None:
@@ -20,9 +26,14 @@ def status(text: str) -> None:
     notify(f"STATUS={text}")
 
 
-def stopping() -> None:
+def stopping(text: str) -> None:
     """We have begun to stop."""
-    notify("STOPPING=1\nSTATUS=draining and stopping")
+    notify(f"STOPPING=1\nSTATUS={text}")
+
+
+def extend(seconds: float) -> None:
+    """Starting or stopping takes so much longer than the unit's timeout allows from now on."""
+    notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
 
 def watchdog() -> None:

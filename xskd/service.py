@@ -4,29 +4,104 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from pathlib import Path
 
+from xskd import config, inheritance, logs, machine
 from xskd.control import ControlServer
 from xskd.daemon import Supervisor
-from xskd.errors import XskdError
+from xskd.errors import ConfigError, XskdError
+from xskd.machine import Outlook
 from xskd.metrics import Endpoint
 from xskd.plan import Plan
+from xskd.store import Store
+
+log = logging.getLogger("xskd")
 
 
-async def serve(plan: Plan) -> None:
-    """Run the plan until a signal ends it. Raises XskdError if it cannot be started."""
-    supervisor = Supervisor(plan)
+def run(file: Path) -> None:
+    """Run what the file says until a signal ends it. Raises XskdError if it cannot be started."""
+    store = Store()
+    outlook, refused = _outlook(file, store)  # before there is an event loop: pyroute2 makes one of its own
+    logs.set_up(outlook.plan.log_level)
+    for line in refused.splitlines():
+        log.error("%s", line)
+    asyncio.run(_serve(outlook, refused, file, store))
+
+
+async def _serve(outlook: Outlook, refused: str, file: Path, store: Store) -> None:
+    surroundings = Surroundings()
+    supervisor = Supervisor(outlook, file, store, surroundings.settle)
+    supervisor.config_error = refused or None
     async with contextlib.AsyncExitStack() as stack:
-        control = ControlServer(plan.control_socket, supervisor.status)
-        await control.start()
-        stack.push_async_callback(control.close)
-        if plan.metrics_listen is not None:
-            stack.callback(_listen(plan.metrics_listen, supervisor).close)
+        control = ControlServer(outlook.plan.control_socket, supervisor.status, supervisor.reload)
+        try:
+            await control.start()
+            stack.push_async_callback(control.close)
+            surroundings.open(outlook.plan, supervisor)
+            stack.callback(surroundings.close)
+        except XskdError as error:
+            if not store.inherited:
+                raise
+            log.error("%s", error)  # no reason to end workers that forward
         await supervisor.run()
 
 
-def _listen(address: tuple[str, int], supervisor: Supervisor) -> Endpoint:
+def _outlook(file: Path, store: Store) -> tuple[Outlook, str]:
+    """What to run, and what is wrong with the file if that is not it.
+
+    A file that cannot be used ends a first start. Where workers of a predecessor forward, it must not end
+    them: they go on with the configuration they have (docs/decisions/0008-last-good-configuration.md).
+    """
     try:
-        return Endpoint(address, asyncio.get_running_loop(), supervisor.status)
-    except OSError as error:
-        host, port = address
-        raise XskdError(f"metrics on {host}:{port}: {error.strerror}; see key metrics.listen") from error
+        return machine.look(config.load(file)), ""
+    except ConfigError as error:
+        if (last := inheritance.last_config(store)) is None:
+            raise
+        name, text = last
+        return machine.look(config.parse(text, name)), str(error)
+
+
+class Surroundings:
+    """What is around the supervisor and follows the plan: metrics endpoint and log level."""
+
+    def __init__(self) -> None:
+        self._endpoint: Endpoint | None = None
+        self._listen: tuple[str, int] | None = None
+        self._supervisor: Supervisor | None = None
+
+    def open(self, plan: Plan, supervisor: Supervisor) -> None:
+        """Begin with this plan. Raises XskdError."""
+        self._supervisor = supervisor
+        self._listen_on(plan.metrics_listen)
+
+    def settle(self, plan: Plan) -> list[str]:
+        """Follow another plan; returns what went wrong."""
+        logs.set_up(plan.log_level)
+        if plan.metrics_listen == self._listen:
+            return []
+        try:
+            self._listen_on(plan.metrics_listen)
+        except XskdError as error:
+            return [str(error)]
+        return []
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    def _listen_on(self, address: tuple[str, int] | None) -> None:
+        """Listen there instead: first the new, then no more the old."""
+        assert self._supervisor is not None
+        new = None
+        if address is not None:
+            try:
+                new = Endpoint(address, asyncio.get_running_loop(), self._supervisor.status)
+            except OSError as error:
+                host, port = address
+                raise XskdError(
+                    f"metrics on {host}:{port}: {error.strerror}; see key metrics.listen"
+                ) from error
+        self.close()
+        self._endpoint, self._listen = new, address

@@ -47,11 +47,17 @@ def plan(what: Plan) -> None:
 def status(picture: dict[str, Any]) -> None:
     """The answer of `xskd status`, on one screen."""
     console = _console()
-    style = "green" if picture["ready"] and "not forwarding" not in picture["text"] else "red"
+    # What is not well stands after a semicolon, see describe() in status.py.
+    style = "green" if picture["ready"] and ";" not in picture["text"] else "red"
     console.print(f"xskd {picture['version']}, pid {picture['pid']}: [{style}]{picture['text']}[/]")
     console.print(status_table(picture), soft_wrap=False)
+    for problem in (picture["config_error"] or "").splitlines():
+        console.print(f"[red]not loaded[/]: {escape(problem)}")
+    for path, problems in picture["waiting"].items():
+        for problem in problems:
+            console.print(f"[red]{path}[/] waits: {escape(problem)}")
     for worker in picture["workers"]:
-        if worker["last_error"]:
+        if worker["last_error"] and worker["path"] not in picture["waiting"]:
             console.print(f"[red]{worker['name']}[/]: {escape(worker['last_error'])}")
 
 

@@ -1,43 +1,60 @@
 """One worker's place in the daemon: what stays while processes come and go.
 
-The packet memory, the counter page, the sums of the kernel's counters, the restarts and the backoff belong to
-the place, so nothing an operator watches goes back to zero with a process. The supervisor's loop is the only
-one to call anything here.
+Packet memory, counter page, sockets, the sums of the kernel's counters, restarts and backoff belong to the
+place, so nothing an operator watches goes back to zero with a process, and a successor finds the rings as
+they were left. The supervisor's loop is the only one to call anything here; this module must never decide
+what happens next: that is crew.py's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from xskd.counters import CounterPage
 from xskd.errors import XskError
 from xskd.plan import WorkerPlan
-from xskd.spawn import WorkerProcess, sum_statistics
+from xskd.spawn import Peer, WorkerProcess
 from xskd.status import PortStatus, WorkerState, WorkerStatus
-from xskd.uapi import Statistics
+from xskd.uapi import Statistics, sum_statistics
 from xskd.umem import make_memory
+from xskd.xsk import make_socket, read_statistics, socket_of
 
-FIRST_BACKOFF = 0.05  # seconds before the first respawn: long enough for the kernel to free a queue
+FIRST_BACKOFF = 0.1  # seconds before the second respawn in a row; the first is at once
 LAST_BACKOFF = 30.0  # seconds: a queue that never works costs two tries a minute
 HEALTHY = 10.0  # seconds of forwarding after which the next death is a first one again
 
 
 class Slot:
-    """A place for one worker process; `process` is None while there is none."""
+    """A place for one worker process; `process` is None while there is none.
+
+    `sockets` are its XSKs, one per port, empty while it has none. `predecessor` is the worker of an earlier
+    supervisor that still forwards on them, until `process` can take over.
+    """
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
         self.page = CounterPage(plan.frames)
         # Kept from process to process: fresh pages are the dearest part of a start, and only the first pays.
         self._memory = make_memory(plan.frames, plan.frame_size, huge_pages=plan.huge_pages)
+        self.sockets: list[socket.socket] = []
         self.process: WorkerProcess | None = None
+        self.predecessor: Peer | None = None
         self.state: WorkerState = "starting"
-        self.restarts: Counter[str] = Counter()
-        self.last_error: str | None = None
+        self.adopting = False  # the process is to go on with sockets that are in use
+        self.copy = False  # one interface of the path has no zero-copy: copy mode for all of them
         self.modes: list[str | None] = [None] * len(plan.ports)
-        self.backoff = FIRST_BACKOFF
+        self.restarts: Counter[str] = Counter()
+        self.adoptions: Counter[str] = Counter()
+        self.gap_seconds = 0.0  # without a worker, all told, between the first and the present one
+        self.last_error: str | None = None
+        self.backoff = 0.0
         self.since = time.monotonic()
         self._ended = [Statistics()] * len(plan.ports)  # of sockets that are closed
 
@@ -46,44 +63,132 @@ class Slot:
         """The worker's name, like `wire/0`."""
         return self.plan.name
 
-    def spawn(self) -> WorkerProcess:
-        """Start a process. Raises XskError if its sockets or memory cannot be had."""
-        self._enter("starting")
-        self.process = WorkerProcess(self.plan, (self._memory, self.page.fd))
+    # ---- processes and sockets ------------------------------------------------------------------
+
+    def spawn(self, *, adopt: bool) -> WorkerProcess:
+        """Start a process, with new sockets or (`adopt`) to go on with those there are.
+
+        Raises XskError or OSError if process or sockets cannot be had.
+        """
+        self.enter("starting")
+        self.adopting = adopt
+        if not adopt:
+            self.discard_sockets()
+            for port in self.plan.ports:
+                made = make_socket(port.interface, port.queue, port.rings, self.plan.frame_size)
+                self.sockets.append(made)
+        self.process = WorkerProcess(self.effective_plan(), list(self.descriptors().values()), adopt=adopt)
         return self.process
 
     def bound(self, modes: list[str]) -> None:
-        """The process says that its sockets are bound, in these modes."""
+        """The process says that its sockets are bound, in these modes, and forwards."""
         self.modes = list(modes)
-        self._enter("forwarding")
+        self.enter("forwarding")
         self.last_error = None
-
-    def settle_for_copy(self) -> None:
-        """One interface of the path has no zero-copy: use copy mode for all of them from now on."""
-        ports = tuple(replace(port, mode="copy") for port in self.plan.ports)
-        self.plan = replace(self.plan, ports=ports)
 
     def buried(self, cause: str) -> float:
         """The process has ended and is cleared away. Returns the seconds to wait before the next one."""
         if self.state == "forwarding" and time.monotonic() - self.since > HEALTHY:
-            self.backoff = FIRST_BACKOFF
-        self.clear()
+            self.backoff = 0.0
         self.restarts[cause] += 1
-        self._enter("backoff")
-        pause, self.backoff = self.backoff, min(self.backoff * 2, LAST_BACKOFF)
+        self.enter("backoff")
+        pause, self.backoff = self.backoff, min(max(self.backoff * 2, FIRST_BACKOFF), LAST_BACKOFF)
         return pause
 
-    def clear(self) -> None:
-        """End the process if it still runs, and close all that was its."""
-        if self.process is not None:
-            self._ended = self._kernel()
-            self.process.close()
-            self.process = None
+    def clear(self) -> bool:
+        """End the process if it still runs; its sockets stay. False if it would not die."""
+        process, self.process = self.process, None
+        return process.close() if process else True
+
+    def discard_sockets(self) -> None:
+        """Close our copies of the sockets; what they counted is remembered."""
+        self._ended = self._kernel()
+        for made in self.sockets:
+            made.close()
+        self.sockets = []
         self.modes = [None] * len(self.plan.ports)
 
-    def stop(self, state: WorkerState) -> None:
-        """The daemon stops: `stopping` while the process drains, `stopped` after."""
-        self._enter(state)
+    def close(self) -> None:
+        """The place itself goes, with everything in it; a predecessor ends when its channel does."""
+        self.clear()
+        if self.predecessor is not None:
+            self.predecessor.close()
+            self.predecessor = None
+        self.discard_sockets()
+        self.page.close()
+        os.close(self._memory)
+
+    def replan(self, plan: WorkerPlan) -> None:
+        """Another plan for the same name. Memory of another size is made anew; the counters go on."""
+        same = ("frames", "frame_size", "huge_pages")
+        if any(getattr(self.plan, name) != getattr(plan, name) for name in same):
+            page, memory = CounterPage(plan.frames), make_memory(
+                plan.frames, plan.frame_size, huge_pages=plan.huge_pages
+            )  # fmt: skip
+            page.take_over(self.page)
+            self.page.close()
+            os.close(self._memory)
+            self.page, self._memory = page, memory
+        if len(plan.ports) != len(self.plan.ports):
+            self._ended = [Statistics()] * len(plan.ports)
+            self.modes = [None] * len(plan.ports)
+        self.plan = plan
+
+    def enter(self, state: WorkerState) -> None:
+        """Change the state, and remember when."""
+        self.state = state
+        self.since = time.monotonic()
+
+    def effective_plan(self) -> WorkerPlan:
+        """The plan as a process gets it."""
+        ports = tuple(replace(port, mode="copy") for port in self.plan.ports)
+        return replace(self.plan, ports=ports) if self.copy else self.plan
+
+    # ---- from one supervisor to the next --------------------------------------------------------
+
+    def descriptors(self) -> dict[str, int]:
+        """What a successor needs to go on, by what it is."""
+        ports = zip(self.plan.ports, self.sockets, strict=True)
+        sockets = {f"xsk {port.interface}": made.fileno() for port, made in ports}
+        return {"umem": self._memory, "counters": self.page.fd, **sockets}
+
+    def record(self) -> dict[str, Any]:
+        """What a successor must know and no descriptor tells."""
+        return {
+            "plan": self.plan.to_json(),
+            "copy": self.copy,
+            "bound": all(self.modes) and bool(self.sockets),
+            "restarts": self.restarts,
+            "adoptions": self.adoptions,
+            "gap_seconds": self.gap_seconds,
+            "ended": [asdict(base) for base in self._ended],
+        }
+
+    @classmethod
+    def inherit(cls, plan: WorkerPlan, record: Mapping[str, Any], descriptors: Mapping[str, int]) -> Slot:
+        """A place as a predecessor left it. XskdError if its counter page is of another layout.
+
+        Owns the descriptors from now on, also when it raises.
+        """
+        made = cls.__new__(cls)
+        umem, counters, *xsks = descriptors.values()
+        with contextlib.ExitStack() as undo:
+            for fd in (umem, *xsks):
+                undo.callback(os.close, fd)
+            page = CounterPage(plan.frames, fd=counters)
+            undo.pop_all()
+        made.plan, made.page, made._memory = plan, page, umem
+        made.sockets = [socket_of(fd) for fd in xsks]
+        made.process = made.predecessor = made.last_error = None
+        made.adopting, made.copy = True, bool(record["copy"])
+        made.modes = [None] * len(plan.ports)
+        made.restarts, made.adoptions = Counter(record["restarts"]), Counter(record["adoptions"])
+        made.gap_seconds, made.backoff = float(record["gap_seconds"]), 0.0
+        made._ended = [Statistics(**base) for base in record["ended"]]
+        made.enter("starting")
+        return made
+
+    # ---- how it is ------------------------------------------------------------------------------
 
     def heartbeat_age(self) -> float | None:
         """Seconds since the last turn of the loop; None before the first of this process."""
@@ -121,6 +226,8 @@ class Slot:
             cpu=self.plan.cpu,
             poll=self.plan.poll,
             restarts=dict(self.restarts),
+            adoptions=dict(self.adoptions),
+            gap_seconds=self.gap_seconds,
             last_error=self.last_error,
             heartbeat_age=self.heartbeat_age(),
             counters=replace(counters, ports=()),
@@ -129,17 +236,10 @@ class Slot:
 
     def _kernel(self) -> list[Statistics]:
         """The kernel's counters over all sockets this place ever had."""
-        if self.process is None:
+        if len(self.sockets) < len(self.plan.ports):  # none, or not all of them could be had
             return self._ended
         try:
-            now = self.process.statistics()
-        except (
-            XskError,
-            OSError,
-        ):  # the device went away under the socket: what it counted last is lost with it
+            now = [read_statistics(made) for made in self.sockets]
+        except (XskError, OSError):  # the device went away under the socket: what it counted last is lost
             return self._ended
         return [sum_statistics(base, new) for base, new in zip(self._ended, now, strict=True)]
-
-    def _enter(self, state: WorkerState) -> None:
-        self.state = state
-        self.since = time.monotonic()

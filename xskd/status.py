@@ -6,6 +6,7 @@ may grow, never change their meaning. Nothing here asks anybody anything; daemon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from xskd.counters import PortCounters, WorkerCounters
 from xskd.xdp import Verdicts
 from xskd.xsk import Statistics
 
-WorkerState = Literal["starting", "forwarding", "backoff", "stopping", "stopped"]
+WorkerState = Literal["starting", "forwarding", "backoff", "waiting", "stopping", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,11 @@ class PortStatus:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """One worker. `restarts` counts by cause; `heartbeat_age` in seconds, None before the first turn."""
+    """One worker. `restarts` counts by cause; `heartbeat_age` in seconds, None before the first turn.
+
+    `adoptions` counts by result the processes that were to go on with sockets in use; `gap_seconds` is the
+    time between one process's last turn and the next one's first, all told.
+    """
 
     name: str
     path: str
@@ -42,6 +47,8 @@ class WorkerStatus:
     cpu: int | None
     poll: str
     restarts: dict[str, int]
+    adoptions: dict[str, int]
+    gap_seconds: float
     last_error: str | None
     heartbeat_age: float | None
     counters: WorkerCounters
@@ -50,11 +57,12 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class InterfaceStatus:
-    """One interface with its program. `attach` is what it became; `queues` the interface's own number."""
+    """One interface with its program. `attach` is what it became; `queues` the interface's own number now."""
 
     name: str
     path: str
     queues: int
+    carrier: bool
     fallback: str
     attach_wanted: str
     attach: str | None
@@ -63,13 +71,20 @@ class InterfaceStatus:
 
 @dataclass(frozen=True)
 class DaemonStatus:
-    """All of it. `started` is seconds since the epoch."""
+    """All of it. `started` is seconds since the epoch.
+
+    `config_error`: why the file is not what runs, None if it is. `paths` are all that are
+    configured; `waiting`: those that cannot run on the machine as it is, and why.
+    """
 
     version: str
     pid: int
     started: float
     ready: bool
     text: str
+    config_error: str | None
+    paths: tuple[str, ...]
+    waiting: dict[str, list[str]]
     interfaces: tuple[InterfaceStatus, ...]
     workers: tuple[WorkerStatus, ...]
 
@@ -78,10 +93,17 @@ class DaemonStatus:
         return asdict(self)
 
 
-def describe(workers: list[tuple[str, WorkerState, set[str]]]) -> str:
+def describe(
+    workers: list[tuple[str, WorkerState, set[str]]],
+    *,
+    waiting: Sequence[str] = (),
+    troubled: Sequence[str] = (),
+    stale_config: bool = False,
+) -> str:
     """One sentence for systemd: what forwards and in which mode, and what does not.
 
-    Each worker is its name, its state and the modes of its sockets.
+    Each worker is its name, its state and the modes of its sockets. `waiting` are paths, `troubled` says of
+    interfaces what is the matter with them, `stale_config` that the file is wrong and an older one runs.
     """
     working = [(name, modes) for name, state, modes in workers if state == "forwarding"]
     paths = {name.rsplit("/", 1)[0] for name, _ in working}
@@ -89,8 +111,14 @@ def describe(workers: list[tuple[str, WorkerState, set[str]]]) -> str:
     text = f"{_count(len(paths), 'path')}, {_count(len(working), 'queue')} forwarding"
     if modes:
         text += f", {' and '.join(modes)} mode"
-    broken = [f"{name} ({state})" for name, state, _ in workers if state != "forwarding"]
-    return f"{text}; not forwarding: {', '.join(broken)}" if broken else text
+    broken = [
+        f"{name} ({state})"
+        for name, state, _ in workers
+        if state != "forwarding" and name.rsplit("/", 1)[0] not in waiting
+    ]
+    for title, what in (("not forwarding", broken), ("waiting", waiting), ("link", troubled)):
+        text += f"; {title}: {', '.join(what)}" if what else ""
+    return text + ("; the configuration file is wrong, an older one runs" if stale_config else "")
 
 
 def _count(number: int, what: str) -> str:

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fakes import connect, device, outlook
 from jsonschema import Draft202012Validator
 
-from xskd import __version__, cli
+from xskd import __version__, cli, config, control, machine, xdp
+from xskd.errors import XdpError, XskdError
 
 ROOT = Path(__file__).parents[2]
 BAD = "interfaces: {eth1: {mode: fast}}\npaths: {echo: {reflect: eth1}}\nmetric: {}\n"
@@ -40,7 +43,9 @@ def test_it_runs_as_a_module() -> None:
     assert (done.returncode, done.stdout) == (0, f"xskd {__version__}\n")
 
 
-@pytest.mark.parametrize("wrong", [[], ["start"], ["run", "--fast"], ["status", "--socket"]])
+@pytest.mark.parametrize(
+    "wrong", [[], ["start"], ["run", "--fast"], ["status", "--socket"], ["reload", "now"], ["cleanup"]]
+)
 def test_a_wrong_command_line_is_refused_like_a_wrong_file(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,12 +121,126 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"{", b"")
 
 
-def test_status_loads_none_of_the_daemons_libraries(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["status", "reload"])
+def test_asking_loads_none_of_the_daemons_libraries(verb: str, tmp_path: Path) -> None:
     code = (
-        f"import sys; from xskd import cli; cli.main(['status', '--socket', '{tmp_path}/none']);"
+        f"import sys; from xskd import cli; cli.main(['{verb}', '--socket', '{tmp_path}/none']);"
         "print({'pydantic', 'pyroute2', 'yaml', 'prometheus_client'} & sys.modules.keys())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True, cwd=ROOT
     )
     assert done.stdout == "set()\n"
+
+
+# ---- reload ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, dict[str, Any]]]:
+    """What a daemon that agrees to everything was asked."""
+    questions: list[tuple[Path, str, dict[str, Any]]] = []
+
+    def ask(path: Path, verb: str, **more: Any) -> dict[str, Any]:
+        questions.append((path, verb, more))
+        return {"ok": True, "actions": ["eth1: fallback drop", "wire/0: stop"]}
+
+    monkeypatch.setattr(control, "ask", ask)
+    return questions
+
+
+@pytest.mark.parametrize(("more", "dry"), [([], False), (["--dry-run"], True)])
+def test_a_reload_prints_what_was_done(
+    more: list[str],
+    dry: bool,
+    asked: list[tuple[Path, str, dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["reload", "--socket", "/x.sock", *more]) == 0
+    assert asked == [(Path("/x.sock"), "reload", {"dry": dry})]
+    assert capsys.readouterr().out == "eth1: fallback drop\nwire/0: stop\n"
+
+
+def test_a_reload_that_changes_nothing_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(control, "ask", lambda *_, **__: {"ok": True, "actions": []})
+    assert cli.main(["reload", "--socket", "/x.sock"]) == 0
+    assert capsys.readouterr().out == "nothing has changed\n"
+
+
+@pytest.mark.parametrize(("is_config", "status"), [(True, 2), (False, 3)])
+def test_a_reload_that_is_refused_says_why_in_the_daemons_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_config: bool, status: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise control.Refused("x.yaml:1: one\nx.yaml:2: two", config=is_config)
+
+    monkeypatch.setattr(control, "ask", refuse)
+    assert cli.main(["reload", "--socket", "/x.sock"]) == status
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "x.yaml:1: one\nx.yaml:2: two\n")
+
+
+def test_a_reload_without_a_daemon_is_unavailable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reload", "--socket", f"{tmp_path}/none"]) == 3
+    assert capsys.readouterr().err.startswith(f"xskd: no xskd answers on {tmp_path}/none (")
+
+
+def test_a_daemon_is_found_where_it_listens_also_if_the_file_is_bad_by_now(
+    bad: Path, asked: list[tuple[Path, str, dict[str, Any]]]
+) -> None:
+    cli.main(["reload", "-c", str(bad)])
+    assert asked == [(config.Control().socket, "reload", {"dry": False})]
+
+
+def test_a_bad_file_without_a_daemon_is_a_bad_file(
+    bad: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(*_: Any, **__: Any) -> None:
+        raise XskdError("no xskd answers")
+
+    monkeypatch.setattr(control, "ask", nobody)
+    assert cli.main(["reload", "-c", str(bad)]) == 2
+    assert capsys.readouterr().err.startswith(f"{bad}:1: interfaces.eth1.mode: must be ")
+
+
+# ---- check ----------------------------------------------------------------------------------------
+
+
+def test_a_path_that_would_have_to_wait_does_not_pass_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(connect())
+    monkeypatch.setattr(
+        machine, "look", lambda _: outlook(connect(), device("eth1"), device("eth2", mtu=9000))
+    )
+    assert cli.main(["check", str(file)]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.split(": ")[1]) == ("", "interfaces.eth2")
+    monkeypatch.setattr(machine, "look", lambda _: outlook(connect(), device("eth1"), device("eth2")))
+    assert cli.main(["check", str(file)]) == 0
+    assert "wire/0" in capsys.readouterr().out
+
+
+# ---- cleanup --------------------------------------------------------------------------------------
+
+
+def test_cleanup_says_for_each_interface_what_was_removed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(xdp, "cleanup", {"eth1": 17, "eth2": None}.__getitem__)
+    assert cli.main(["cleanup", "eth1", "eth2"]) == 0
+    assert capsys.readouterr().out == "eth1: program 17 removed\neth2: nothing to remove\n"
+
+
+def test_cleanup_of_what_is_not_ours_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def foreign(interface: str) -> None:
+        raise XdpError("cleanup", interface=interface, detail="program 9 is not of xskd")
+
+    monkeypatch.setattr(xdp, "cleanup", foreign)
+    assert cli.main(["cleanup", "eth1"]) == 3
+    assert capsys.readouterr().err == "xskd: cleanup(eth1): program 9 is not of xskd\n"

@@ -7,23 +7,27 @@ import json
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plan import connect, device, plan
+from fakes import connect, device, resting
 
 from xskd import control
-from xskd.control import ControlServer, ask
-from xskd.daemon import Supervisor
-from xskd.errors import XskdError
+from xskd.control import ControlServer, Refused, ask
+from xskd.errors import ConfigError, Problem, XskdError
 from xskd.status import DaemonStatus
 
 
 def picture() -> DaemonStatus:
     """Take the status of a daemon that has not been started."""
-    return Supervisor(plan(connect(), device("eth1"), device("eth2"))).status()
+    return resting(connect(), device("eth1"), device("eth2")).status()
+
+
+async def reload(*, dry: bool) -> list[str]:
+    """Answer what a reload would, or did."""
+    return [f"would do it: {dry}"]
 
 
 @pytest.fixture
@@ -31,11 +35,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "made" / "control.sock"
 
 
-def serving(path: Path, client: Callable[[], Any], status: Callable[[], DaemonStatus] = picture) -> Any:
+def serving(
+    path: Path,
+    client: Callable[[], Any],
+    status: Callable[[], DaemonStatus] = picture,
+    reload: Callable[..., Awaitable[list[str]]] = reload,
+) -> Any:
     """Let a client run in a thread while a server listens; what it returns."""
 
     async def both() -> Any:
-        server = ControlServer(path, status)
+        server = ControlServer(path, status, reload)
         await server.start()
         try:
             return await asyncio.wait_for(asyncio.to_thread(client), 10)
@@ -65,7 +74,7 @@ def test_the_answer_is_the_whole_picture(path: Path) -> None:
 
 
 def test_an_unknown_verb_is_refused_by_name(path: Path) -> None:
-    with pytest.raises(XskdError, match="unknown verb 'statsu'; known: status"):
+    with pytest.raises(XskdError, match="unknown verb 'statsu'; known: status, reload"):
         serving(path, lambda: ask(path, "statsu"))
 
 
@@ -75,6 +84,53 @@ def test_what_the_daemon_cannot_say_is_said(path: Path) -> None:
 
     with pytest.raises(XskdError, match=r"BPF_MAP_LOOKUP_ELEM\(verdicts\): EBADF"):
         serving(path, lambda: ask(path, "status"), broken)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_reload_is_answered_with_its_actions(path: Path, dry: bool) -> None:
+    answer = serving(path, lambda: ask(path, "reload", dry=dry))
+    assert answer == {"ok": True, "actions": [f"would do it: {dry}"]}
+
+
+WRONG = ConfigError([Problem("x.yaml", 3, "log.level", "is loud"), Problem("x.yaml", 1, "", "is bad")])
+
+
+@pytest.mark.parametrize(
+    ("error", "is_config"), [(WRONG, True), (XskdError("wire/0: bind(eth1): EBUSY"), False)]
+)
+def test_a_reload_that_is_refused_says_why_and_whether_it_is_the_files_fault(
+    path: Path, error: XskdError, is_config: bool
+) -> None:
+    async def refusing(*, dry: bool) -> list[str]:
+        raise error
+
+    with pytest.raises(Refused) as caught:
+        serving(path, lambda: ask(path, "reload", dry=False), reload=refusing)
+    assert (str(caught.value), caught.value.config) == (str(error), is_config)
+
+
+def test_a_reload_may_take_longer_than_a_client_has_to_ask(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "REQUEST_SECONDS", 0.05)
+
+    async def slow(*, dry: bool) -> list[str]:
+        await asyncio.sleep(0.2)
+        return ["slow"]
+
+    assert serving(path, lambda: ask(path, "reload", dry=False), reload=slow)["actions"] == ["slow"]
+
+
+@pytest.mark.parametrize("dry", [b"1", b'"yes"', b"null"])
+def test_a_reload_must_say_plainly_whether_it_is_dry(path: Path, dry: bytes) -> None:
+    answer = json.loads(serving(path, lambda: exchange(path, b'{"verb": "reload", "dry": %s}\n' % dry)))
+    assert answer["ok"] is False
+
+
+def test_a_status_that_is_refused_is_not_the_files_fault(path: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        serving(path, lambda: ask(path, "statsu"))
+    assert caught.value.config is False
 
 
 @pytest.mark.parametrize(
@@ -144,7 +200,7 @@ def test_only_the_owner_may_use_the_socket_and_it_goes_with_the_server(path: Pat
 def test_a_second_server_is_refused_and_the_first_stays(path: Path) -> None:
     def second() -> Any:
         with pytest.raises(XskdError, match=r"another xskd is running and listens on .*control\.socket"):
-            asyncio.run(ControlServer(path, picture).start())
+            asyncio.run(ControlServer(path, picture, reload).start())
         return ask(path, "status")["ok"]
 
     assert serving(path, second) is True

@@ -8,13 +8,14 @@ import re
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import connect, device, installed, resting
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from test_plan import connect, device, plan
 from xskd._forward import ffi
 
 from xskd import metrics
@@ -41,9 +42,10 @@ ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 
 
 @pytest.fixture
-def supervisor() -> Supervisor:
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     """A daemon of two workers that was never started."""
-    return Supervisor(plan(connect(), device("eth1", queues=2), device("eth2", queues=2)))
+    with installed(monkeypatch):
+        yield resting(connect(), device("eth1", queues=2), device("eth2", queues=2))
 
 
 def values(status: DaemonStatus) -> dict[float, str]:
@@ -111,16 +113,16 @@ def numbered(struct: Any, skip: tuple[str, ...], first: int) -> dict[int, str]:
 
 
 def test_every_counter_of_a_port_in_c_is_exported(supervisor: Supervisor) -> None:
-    given = numbered(supervisor.slots["wire/0"].page.port(0), (), 100_001)
+    given = numbered(supervisor.crew.slots["wire/0"].page.port(0), (), 100_001)
     assert len(given) > 20
     found = values(supervisor.status())
     assert {name for number, name in given.items() if number not in found} == set()
 
 
 def test_every_counter_of_a_worker_in_c_is_exported(supervisor: Supervisor) -> None:
-    not_counters = ("layout_version", "sequence", "ports")
+    not_counters = ("layout_version", "sequence", "ports", "intent", "yielded")
     known_otherwise = ("heartbeat_ns", "frames")  # as an age, and as the sum over places
-    page = supervisor.slots["wire/0"].page.struct
+    page = supervisor.crew.slots["wire/0"].page.struct
     given = numbered(page, not_counters + known_otherwise, 200_001)
     found = values(supervisor.status())
     assert {name for number, name in given.items() if number not in found} == set()
@@ -139,7 +141,7 @@ def test_every_statistic_of_the_kernel_and_every_verdict_is_exported(supervisor:
 
 
 def test_labels_are_spelt_like_the_enums_of_c(supervisor: Supervisor) -> None:
-    page = supervisor.slots["wire/0"].page
+    page = supervisor.crew.slots["wire/0"].page
     port = page.port(0)
     expected = {}
     for first, array, names, metric in (
@@ -156,7 +158,7 @@ def test_labels_are_spelt_like_the_enums_of_c(supervisor: Supervisor) -> None:
 
 
 def test_every_row_has_its_labels_and_a_series_for_each_subject(supervisor: Supervisor) -> None:
-    supervisor.slots["wire/1"].restarts["SIGKILL"] = 3
+    supervisor.crew.slots["wire/1"].restarts["SIGKILL"] = 3
     found = {family.name: family.samples for family in families(supervisor.status())}
     for rows, subjects in ((PORT_ROWS, 4), (WORKER_ROWS, 2), (INTERFACE_ROWS, 2), (DAEMON_ROWS, 1)):
         for row in rows:
@@ -166,6 +168,54 @@ def test_every_row_has_its_labels_and_a_series_for_each_subject(supervisor: Supe
     (restarts,) = found["xskd_worker_restarts"]
     assert restarts.labels == {"path": "wire", "queue": "1", "cause": "SIGKILL"}
     assert restarts.value == 3
+
+
+def sample(status: DaemonStatus, name: str) -> dict[tuple[str, ...], float]:
+    """The values of one metric by its labels' values."""
+    (family,) = (family for family in families(status) if family.name == name)
+    return {tuple(each.labels.values()): each.value for each in family.samples}
+
+
+def test_adoptions_have_a_series_for_each_result_from_the_first_scrape_on(supervisor: Supervisor) -> None:
+    supervisor.crew.slots["wire/1"].adoptions.update(adopted=3, failed=1)
+    assert sample(supervisor.status(), "xskd_worker_adoptions") == {
+        ("wire", "0", "adopted"): 0,
+        ("wire", "0", "failed"): 0,
+        ("wire", "1", "adopted"): 3,
+        ("wire", "1", "failed"): 1,
+    }
+
+
+def test_the_time_without_a_worker_is_a_sum_of_seconds(supervisor: Supervisor) -> None:
+    supervisor.crew.slots["wire/1"].gap_seconds = 0.25
+    assert sample(supervisor.status(), "xskd_worker_gap_seconds") == {("wire", "0"): 0, ("wire", "1"): 0.25}
+
+
+def test_only_a_forwarding_worker_is_up(supervisor: Supervisor) -> None:
+    supervisor.crew.slots["wire/1"].enter("forwarding")
+    supervisor.crew.slots["wire/0"].enter("waiting")
+    assert sample(supervisor.status(), "xskd_worker_up") == {("wire", "0"): 0, ("wire", "1"): 1}
+
+
+def test_carrier_and_queues_are_those_of_the_interface_now(supervisor: Supervisor) -> None:
+    supervisor.devices = {"eth1": device("eth1", queues=5, max_queues=8, carrier=False), "eth2": None}
+    assert sample(supervisor.status(), "xskd_interface_carrier") == {("wire", "eth1"): 0, ("wire", "eth2"): 0}
+    assert sample(supervisor.status(), "xskd_interface_queues") == {("wire", "eth1"): 5, ("wire", "eth2"): 0}
+    supervisor.devices = {"eth1": device("eth1"), "eth2": None}
+    assert sample(supervisor.status(), "xskd_interface_carrier")["wire", "eth1"] == 1
+
+
+def test_every_path_has_a_series_that_says_whether_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "interfaces: {eth1: {}, eth3: {}}\npaths: {in: {reflect: eth1}, out: {reflect: eth3}}\n"
+    with installed(monkeypatch):
+        status = resting(text, device("eth1")).status()
+    assert sample(status, "xskd_path_waiting") == {("in",): 0, ("out",): 1}
+
+
+def test_a_file_that_is_wrong_shows_until_it_is_right(supervisor: Supervisor) -> None:
+    assert sample(supervisor.status(), "xskd_config_valid") == {(): 1}
+    supervisor.config_error = "x.yaml:1: is wrong"
+    assert sample(supervisor.status(), "xskd_config_valid") == {(): 0}
 
 
 # ---- served ---------------------------------------------------------------------------------------
@@ -198,7 +248,7 @@ def test_a_scrape_fails_in_time_when_the_loop_does_not_answer(
 
 
 def test_sixty_four_workers_are_told_of_quickly() -> None:
-    many = Supervisor(plan(connect(), device("eth1", queues=64), device("eth2", queues=64)))
+    many = resting(connect(), device("eth1", queues=64), device("eth2", queues=64))
     began = time.perf_counter()
     series = sum(len(family.samples) for family in families(many.status()))
     took = time.perf_counter() - began

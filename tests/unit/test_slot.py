@@ -1,0 +1,288 @@
+"""A worker's place: what stays while processes and sockets come and go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from fakes import FakeProcess, connect, installed, refused, wire
+
+from xskd import slot
+from xskd.errors import XskdError, XskError
+from xskd.plan import WorkerPlan
+from xskd.slot import Slot
+from xskd.spawn import WorkerProcess
+from xskd.uapi import Statistics
+
+PLAN = wire(text=connect("{rings: {rx: 64}}")).workers[0]
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slot]:
+    with installed(monkeypatch):
+        made = Slot(PLAN)
+        yield made
+        made.close()
+
+
+def dropped(place: Slot) -> list[int]:
+    return [port.kernel.rx_dropped for port in place.status().ports]
+
+
+# ---- pauses ---------------------------------------------------------------------------------------
+
+
+def test_the_first_is_at_once_then_the_pause_doubles_up_to_half_a_minute(place: Slot) -> None:
+    pauses = [place.buried("SIGKILL") for _ in range(13)]
+    assert pauses == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0]
+    assert place.restarts == {"SIGKILL": 13}
+
+
+def test_a_worker_that_has_forwarded_for_a_while_dies_for_the_first_time_again(place: Slot) -> None:
+    pauses = [place.buried("SIGKILL") for _ in range(5)]
+    assert pauses[-1] > 0
+    place.bound(["copy", "copy"])
+    place.since -= slot.HEALTHY - 1
+    assert place.buried("SIGKILL") > 0  # not yet
+    place.bound(["copy", "copy"])
+    place.since -= slot.HEALTHY + 1
+    assert [place.buried("SIGKILL"), place.buried("SIGKILL")] == [0, 0.1]
+
+
+def test_a_long_start_is_no_health(place: Slot) -> None:
+    place.buried("SIGKILL")
+    place.enter("starting")
+    place.since -= 100
+    assert place.buried("start_timeout") == 0.1
+
+
+# ---- sockets --------------------------------------------------------------------------------------
+
+
+def test_a_new_process_has_new_sockets_and_the_same_memory(place: Slot) -> None:
+    first = place.spawn(adopt=False)
+    assert isinstance(first, FakeProcess)
+    place.clear()
+    second = place.spawn(adopt=False)
+    assert isinstance(second, FakeProcess)
+    assert first.inodes[:2] == second.inodes[:2]  # packet memory and counter page
+    assert not set(first.inodes[2:]) & set(second.inodes[2:])
+    assert len(second.inodes) == 4
+    assert (place.adopting, second.adopt) == (False, False)
+
+
+def test_an_adopting_process_has_the_same_sockets(place: Slot) -> None:
+    first = place.spawn(adopt=False)
+    assert isinstance(first, FakeProcess)
+    assert place.clear()
+    second = place.spawn(adopt=True)
+    assert isinstance(second, FakeProcess)
+    assert second.inodes == first.inodes
+    assert (place.adopting, second.adopt, place.state) == (True, True, "starting")
+
+
+def test_descriptors_are_named_by_what_they_are(place: Slot) -> None:
+    place.spawn(adopt=False)
+    assert list(place.descriptors()) == ["umem", "counters", "xsk eth1", "xsk eth2"]
+
+
+def test_a_second_socket_that_cannot_be_had_leaves_none_behind(
+    place: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+
+    def one_only(*_: object) -> socket.socket:
+        if made:
+            raise refused()
+        made.append(socket.socket(socket.AF_UNIX))
+        return made[0]
+
+    monkeypatch.setattr(slot, "make_socket", one_only)
+    with pytest.raises(XskError):
+        place.spawn(adopt=False)
+    assert dropped(place) == [0, 0]
+    place.discard_sockets()
+    assert made[0].fileno() == -1
+    assert dropped(place) == [0, 0]
+
+
+def test_closing_a_place_closes_everything_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(monkeypatch):
+        before = set(os.listdir("/proc/self/fd"))
+        place = Slot(PLAN)
+        place.spawn(adopt=False)
+        place.close()
+        (process,) = FakeProcess.made
+        assert process.closed
+        process.bury()
+        assert set(os.listdir("/proc/self/fd")) == before
+        process.bury = lambda: None  # type: ignore[method-assign]
+
+
+# ---- counters -------------------------------------------------------------------------------------
+
+
+def test_the_kernels_counters_go_on_over_sockets(place: Slot) -> None:
+    assert dropped(place) == [0, 0]
+    place.spawn(adopt=False)
+    assert dropped(place) == [1, 1]
+    place.discard_sockets()
+    assert dropped(place) == [1, 1]
+    place.clear()
+    place.spawn(adopt=False)
+    assert dropped(place) == [2, 2]
+
+
+def test_the_kernels_counters_of_adopted_sockets_are_counted_once(place: Slot) -> None:
+    place.spawn(adopt=False)
+    place.clear()
+    place.spawn(adopt=True)
+    assert dropped(place) == [1, 1]
+
+
+def test_sockets_that_answer_no_more_leave_what_was_counted_before(
+    place: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.spawn(adopt=False)
+    place.discard_sockets()
+    place.clear()
+    place.spawn(adopt=False)
+
+    def gone(_: object) -> Statistics:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(slot, "read_statistics", gone)
+    assert dropped(place) == [1, 1]
+    place.discard_sockets()
+    assert dropped(place) == [1, 1]
+
+
+@pytest.mark.parametrize("change", [{"frames": 9000}, {"frame_size": 2048}])
+def test_memory_of_another_size_is_made_anew_and_the_counters_go_on(
+    place: Slot, change: dict[str, int]
+) -> None:
+    place.page.struct.turns = 7
+    place.page.port(1).rx_packets = 5
+    place.spawn(adopt=False)
+    place.discard_sockets()
+    before = os.fstat(place._memory).st_ino
+    new = replace(PLAN, **change)  # type: ignore[arg-type]
+    place.replan(new)
+    assert os.fstat(place._memory).st_ino != before
+    assert os.fstat(place._memory).st_size == new.frames * new.frame_size
+    assert (place.page.frames, len(place.page.owner)) == (new.frames, new.frames)
+    assert not any(place.page.owner)  # whose frames are not those of before
+    told = place.status()
+    assert (told.counters.turns, told.ports[1].counters.rx_packets) == (7, 5)
+    assert dropped(place) == [1, 1]
+
+
+def test_another_poll_or_cpu_keeps_memory_page_and_sockets(place: Slot) -> None:
+    place.spawn(adopt=False)
+    before = [os.fstat(fd).st_ino for fd in place.descriptors().values()]
+    place.replan(replace(PLAN, poll="busy", cpu=None))
+    assert [os.fstat(fd).st_ino for fd in place.descriptors().values()] == before
+    assert (place.status().poll, place.status().cpu) == ("busy", None)
+
+
+def test_another_number_of_ports_has_counters_of_its_own(place: Slot) -> None:
+    place.spawn(adopt=False)
+    place.discard_sockets()
+    place.replan(replace(PLAN, kind="reflect", ports=PLAN.ports[:1]))
+    assert dropped(place) == [0]
+    assert place.modes == [None]
+
+
+# ---- copy mode for all ----------------------------------------------------------------------------
+
+
+def test_a_place_that_has_learnt_to_copy_copies_with_every_port(place: Slot) -> None:
+    assert place.effective_plan() is PLAN
+    place.copy = True
+    assert [port.mode for port in place.effective_plan().ports] == ["copy", "copy"]
+    assert [port.mode_wanted for port in place.status().ports] == ["auto", "auto"]
+
+
+# ---- heartbeats -----------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_of_the_process_before_is_none(place: Slot) -> None:
+    place.page.struct.heartbeat_ns = time.monotonic_ns()
+    place.bound(["copy", "copy"])
+    place.since -= 5
+    assert place.heartbeat_age() is not None
+    place.bound(["copy", "copy"])
+    place.since += 1
+    assert place.heartbeat_age() is None
+
+
+# ---- from one supervisor to the next --------------------------------------------------------------
+
+
+def heir(place: Slot, plan: WorkerPlan = PLAN) -> Slot:
+    """What a successor makes of it, with copies of everything."""
+    copies = {name: os.dup(fd) for name, fd in place.descriptors().items()}
+    return Slot.inherit(plan, place.record(), copies)
+
+
+def test_an_heir_goes_on_with_everything_that_is_counted(place: Slot) -> None:
+    place.spawn(adopt=False)
+    place.discard_sockets()
+    place.clear()
+    place.spawn(adopt=False)
+    place.buried("SIGKILL")
+    place.adoptions["adopted"], place.gap_seconds, place.copy = 3, 1.5, True
+    place.page.struct.turns = 7
+    inherited = heir(place)
+    assert (inherited.restarts, inherited.adoptions) == ({"SIGKILL": 1}, {"adopted": 3})
+    assert (inherited.gap_seconds, inherited.copy, inherited.backoff) == (1.5, True, 0)
+    assert (inherited.state, inherited.last_error) == ("starting", None)
+    assert dropped(inherited) == [2, 2]
+    assert inherited.status().counters.turns == 7
+    process = inherited.spawn(adopt=True)
+    assert isinstance(process, FakeProcess)
+    assert process.inodes == [os.fstat(fd).st_ino for fd in place.descriptors().values()]
+    inherited.close()
+
+
+def test_sockets_count_as_bound_only_when_every_one_has_a_mode(place: Slot) -> None:
+    assert place.record()["bound"] is False
+    place.spawn(adopt=False)
+    assert place.record()["bound"] is False
+    place.bound(["copy", "copy"])
+    assert place.record()["bound"] is True
+    place.clear()
+    place.spawn(adopt=True)
+    assert place.record()["bound"] is True  # whoever comes, the sockets are
+    place.discard_sockets()
+    assert place.record()["bound"] is False
+
+
+def test_a_page_of_another_layout_is_refused_and_nothing_stays_open(place: Slot) -> None:
+    place.spawn(adopt=False)
+    before = set(os.listdir("/proc/self/fd"))
+    place.page.struct.layout_version += 1
+    with pytest.raises(XskdError, match="counter page of layout"):
+        heir(place)
+    assert set(os.listdir("/proc/self/fd")) == before
+    place.page.struct.layout_version -= 1
+
+
+# ---- the end of a process -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "cause"),
+    [("exit 7", "exit 7"), (f"kill -{int(signal.SIGTERM)} $$", "SIGTERM"), ("kill -35 $$", "signal 35")],
+)
+def test_the_cause_of_an_end_is_one_word_fit_for_a_label(ending: str, cause: str) -> None:
+    process = WorkerProcess.__new__(WorkerProcess)
+    process._process = subprocess.Popen(["sh", "-c", ending])
+    process._process.wait(5)
+    assert process.exit_cause() == cause

@@ -1,0 +1,126 @@
+"""The interfaces' XDP programs: which is attached where, and which XSKs are in their maps.
+
+One Program per interface that the plan names. Every descriptor that makes a program outlive this process is
+put into the store as soon as it exists and dropped before it is closed. This module must never touch a
+program that is not ours (xdp.py refuses), and never decide what the plan is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from xskd.errors import XdpError, errno_name
+from xskd.logs import about
+from xskd.plan import InterfacePlan
+from xskd.slot import Slot
+from xskd.store import Store
+from xskd.xdp import Program
+
+log = logging.getLogger("xskd")
+
+
+class Programs:
+    """The programs by interface name."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.by_name: dict[str, Program] = {}
+        self.plans: dict[str, InterfacePlan] = {}
+
+    def attach(self, plan: InterfacePlan) -> None:
+        """Attach with an empty XSKMAP: packets take the fallback for now. Raises XdpError."""
+        program = Program(plan.queues, fallback=plan.fallback)
+        try:
+            program.attach(plan.name, plan.attach, ifindex=plan.ifindex)
+        except XdpError:
+            program.close()
+            raise
+        self.by_name[plan.name], self.plans[plan.name] = program, plan
+        self._store.put(stored_name(plan.name), program.descriptors())
+        refused = f" ({errno_name(program.native_refused)})" if program.native_refused else ""
+        taken = (
+            f"; took over program {program.took_over}, left behind by an xskd" if program.took_over else ""
+        )
+        log.info(
+            "%s: XDP program attached, %s mode%s%s", plan.name, program.attach_mode, refused, taken,
+            extra=about(interface=plan.name),
+        )  # fmt: skip
+
+    def adopt(self, plan: InterfacePlan) -> None:
+        """Go on with the program a predecessor left in the store. Raises XdpError if none fits."""
+        descriptors = self._store.take(stored_name(plan.name))
+        if descriptors is None:
+            raise XdpError("store", interface=plan.name, detail="it is not there")
+        try:
+            program = Program.adopt(plan.name, plan.queues, descriptors, ifindex=plan.ifindex)
+            program.set_fallback(plan.fallback)
+        except XdpError:
+            self._store.drop(stored_name(plan.name))
+            raise
+        self.by_name[plan.name], self.plans[plan.name] = program, plan
+        how = "replaced by this version's, in place" if program.replaced else "kept"
+        log.info(
+            "%s: XDP program %s, %s mode",
+            plan.name,
+            how,
+            program.attach_mode,
+            extra=about(interface=plan.name),
+        )
+
+    def set_fallback(self, plan: InterfacePlan) -> None:
+        """Another answer for packets of a queue without a worker. Raises XdpError."""
+        self.by_name[plan.name].set_fallback(plan.fallback)
+        self.plans[plan.name] = plan
+
+    def detach(self, name: str) -> None:
+        """Take the program off its interface, if there is one; the device may be gone already."""
+        self._store.drop(stored_name(name))
+        if program := self.by_name.pop(name, None):
+            del self.plans[name]
+            try:
+                program.detach()
+            except XdpError as error:  # it goes with the last copy of its link, which is ours
+                log.warning("%s: %s", name, error, extra=about(interface=name))
+            program.close()
+            log.info("%s: XDP program detached", name, extra=about(interface=name))
+
+    def insert(self, slot: Slot, *, replace: bool) -> None:
+        """Let packets come to a worker's sockets; `replace`: they may be there already. Raises XdpError."""
+        for port, made in zip(slot.plan.ports, slot.sockets, strict=True):
+            if port.interface not in self.by_name:
+                raise XdpError("XSKMAP", interface=port.interface, detail="it has no XDP program of ours now")
+            self.by_name[port.interface].insert(port.queue, made, replace=replace)
+
+    def withdraw(self, slot: Slot) -> None:
+        """Let no more packets come: from here on the path's fallback decides.
+
+        What the kernel refuses is told and nothing more: closing the socket has the same effect.
+        """
+        for port in slot.plan.ports:
+            if program := self.by_name.get(port.interface):
+                try:
+                    program.remove(port.queue)
+                except XdpError as error:
+                    log.warning("%s: %s", slot.name, error, extra=about(worker=slot.name))
+
+    def record(self) -> list[dict[str, Any]]:
+        """What a successor must know."""
+        return [asdict(plan) for plan in self.plans.values()]
+
+    @staticmethod
+    def recorded(records: Iterable[Mapping[str, Any]]) -> dict[str, InterfacePlan]:
+        """What `record` wrote, by name."""
+        return {str(record["name"]): InterfacePlan(**record) for record in records}
+
+    def close(self) -> None:
+        """Detach all: nothing of ours stays behind."""
+        for name in list(self.by_name):
+            self.detach(name)
+
+
+def stored_name(interface: str) -> str:
+    """What an interface's link and maps are called in the store."""
+    return f"interface {interface}"
