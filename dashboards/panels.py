@@ -359,8 +359,38 @@ WORKERS = (
         },
     ),
     Panel(
+        "Adoptions",
+        "Workers that were to go on with sockets in use. Worry about failed: new sockets had to be made, and "
+        "what was in the rings is lost.",
+        {"{{path}}/{{queue}} {{result}}": f"xskd_worker_adoptions_total{{{WORKER}}}"},
+    ),
+    Panel(
+        "Time without a worker",
+        "Between one worker's last turn and the next one's first, summed. A restart adds some milliseconds; "
+        "worry when it grows while nobody restarts anything.",
+        {"{{path}}/{{queue}}": f"xskd_worker_gap_seconds_total{{{WORKER}}}"},
+        unit="s",
+    ),
+    Panel(
+        "Links",
+        "Carrier of each interface. Worry about red: nothing comes and nothing is sent.",
+        {"{{path}} {{interface}}": f"xskd_interface_carrier{{{INTERFACE}}}"},
+        kind="state-timeline",
+        mappings=[UP_OR_DOWN],
+        custom={"fillOpacity": 70},
+    ),
+    Panel(
+        "Paths waiting, configuration refused",
+        f"Paths that cannot run on the machine as it is, and whether the file is not what runs. {COUNTS_ONE}",
+        {
+            "path {{path}}": f'xskd_path_waiting{{{DAEMON}, path=~"$path"}}',
+            "configuration": f"1 - xskd_config_valid{{{DAEMON}}}",
+        },
+        bad=1,
+    ),
+    Panel(
         "Heartbeat age",
-        "Time since a worker's loop last turned. Worry above 0.5 s; at 3 s the supervisor ends the worker.",
+        "Time since a worker's loop last turned. Worry above 0.5 s; at 1.5 s the supervisor ends the worker.",
         {"{{path}}/{{queue}}": f"xskd_worker_heartbeat_age_seconds{{{WORKER}}}"},
         unit="s",
         bad=0.5,

@@ -95,8 +95,10 @@ class ControlServer:
                     return {"ok": True, "status": self._status().as_json()}
                 case {"verb": "reload", "dry": bool(dry)}:
                     return {"ok": True, "actions": await self._reload(dry=dry)}
+                case {"verb": "reload"}:
+                    raise XskdError('a reload says "dry": true or false')
                 case {"verb": verb}:
-                    return {"ok": False, "error": f"unknown verb {verb!r}; known: status, reload"}
+                    raise XskdError(f"unknown verb {verb!r}; known: status, reload")
                 case _:
                     raise ValueError
         except (ValueError, RecursionError):

@@ -193,10 +193,10 @@ class Crew:
         return not self._then
 
     def close(self) -> None:
-        """Nothing of ours stays behind: processes, sockets, memory."""
+        """Nothing of ours stays behind: processes and sockets; memory goes with this process."""
         for slot in self.slots.values():
             self._forget(slot.process)
-            self._forget(slot.predecessor)
+            self._end_predecessor(slot)
             slot.clear()
             slot.discard_sockets()
             self._unstore(slot)
@@ -293,10 +293,7 @@ class Crew:
 
     def _succeed(self, slot: Slot) -> None:
         """The predecessor touches nothing any more: it has yielded, or is dead."""
-        assert slot.predecessor is not None
-        self._forget(slot.predecessor)
-        slot.predecessor.close()
-        slot.predecessor = None
+        self._end_predecessor(slot)
         if slot.process is not None and slot.state == "starting":
             slot.process.tell("go")
         elif slot.state == "backoff":
@@ -410,11 +407,15 @@ class Crew:
         """Every copy is closed, also the stored ones, else the queue stays busy for ever."""
         self._programs.withdraw(slot)
         self._unstore(slot)
+        self._end_predecessor(slot)
+        slot.discard_sockets()
+
+    def _end_predecessor(self, slot: Slot) -> None:
+        """An old worker ends when its channel does."""
         if slot.predecessor is not None:
             self._forget(slot.predecessor)
-            slot.predecessor.close()  # which ends it
+            slot.predecessor.close()
             slot.predecessor = None
-        slot.discard_sockets()
 
     def _keep(self, slot: Slot) -> None:
         """Have systemd keep what a successor needs. Adopted sockets are in the store already."""

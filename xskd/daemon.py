@@ -159,6 +159,7 @@ class Supervisor:
                 self._stopping = True
             case _:
                 pass
+        self._save()  # before anybody is told: a successor must find what was promised
         self._consider_settled()
         self._consider_ready()
         self._tell()
@@ -234,7 +235,7 @@ class Supervisor:
         """Nothing is changed by a file that is wrong, or a kernel that does not answer."""
         for line in str(error).splitlines():
             log.error("%s%s", "reload: " if reload else "", line)
-        if reload is not None and not reload.dry:
+        if isinstance(error, ConfigError) and reload is not None and not reload.dry:
             self.config_error = str(error)
         if reload is not None and reload.answer is not None and not reload.answer.done():
             reload.answer.set_exception(error)
@@ -338,9 +339,8 @@ class Supervisor:
         """A NIC may reset its link when a program is attached; packets flow when the carrier is back."""
         if time.time() - self._started > CARRIER_SECONDS:
             return False
-        return self._looking or any(
-            not (d := self.devices.get(name)) or not d.carrier for name in self._carriers
-        )
+        devices = [self.devices.get(name) for name in self._carriers]
+        return self._looking or any(device and not device.carrier for device in devices)
 
     def _consider_settled(self) -> None:
         """A reload is over when everything it started works, or has failed."""
@@ -359,16 +359,16 @@ class Supervisor:
             notify.ready(self._told)
 
     def _tell(self) -> None:
-        """Say what has changed, in the log and to systemd, as soon as it has; and save it for a successor."""
+        """Say what has changed, in the log and to systemd, as soon as it has."""
         text = self._text()
         if self.ready and text != self._told:
             self._told = text
             log.info("%s", text)
             notify.status(text)
-        if self.store.active:
-            self._save()
 
     def _save(self) -> None:
+        if not self.store.active:
+            return
         try:
             self._saved = inheritance.save(self.store, self.config, self.programs, self.crew, self._saved)
         except OSError as error:

@@ -75,7 +75,7 @@ def take(store: Store, wanted: Plan, programs: Programs, crew: Crew) -> Plan:
     else:
         _end_strays(store)
     for name in store.untaken:
-        store.drop(name)
+        programs.let_go(name)
     return replace(wanted, interfaces=tuple(interfaces), workers=tuple(workers), waiting=())
 
 

@@ -7,7 +7,9 @@ program that is not ours (xdp.py refuses), and never decide what the plan is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +19,7 @@ from xskd.logs import about
 from xskd.plan import InterfacePlan
 from xskd.slot import Slot
 from xskd.store import Store
-from xskd.xdp import Program
+from xskd.xdp import Program, detach_link
 
 log = logging.getLogger("xskd")
 
@@ -54,12 +56,17 @@ class Programs:
         descriptors = self._store.take(stored_name(plan.name))
         if descriptors is None:
             raise XdpError("store", interface=plan.name, detail="it is not there")
+        spare = os.dup(descriptors["link"])
         try:
             program = Program.adopt(plan.name, plan.queues, descriptors, ifindex=plan.ifindex)
             program.set_fallback(plan.fallback)
         except XdpError:
+            with contextlib.suppress(XdpError):  # at once, so that another can be attached in its place
+                detach_link(spare)
             self._store.drop(stored_name(plan.name))
             raise
+        finally:
+            os.close(spare)
         self.by_name[plan.name], self.plans[plan.name] = program, plan
         how = "replaced by this version's, in place" if program.replaced else "kept"
         log.info(
@@ -69,6 +76,15 @@ class Programs:
             program.attach_mode,
             extra=about(interface=plan.name),
         )
+
+    def let_go(self, stored: str) -> None:
+        """Drop a set that nobody takes over; a program in it is detached at once, to make room."""
+        for part, fd in (self._store.take(stored) or {}).items():
+            if part == "link":
+                with contextlib.suppress(XdpError):  # it goes with the last copy of its link, soon
+                    detach_link(fd)
+            os.close(fd)
+        self._store.drop(stored)
 
     def set_fallback(self, plan: InterfacePlan) -> None:
         """Another answer for packets of a queue without a worker. Raises XdpError."""

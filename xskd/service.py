@@ -68,16 +68,19 @@ class Surroundings:
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
         self._listen: tuple[str, int] | None = None
+        self._level = ""
         self._supervisor: Supervisor | None = None
 
     def open(self, plan: Plan, supervisor: Supervisor) -> None:
         """Begin with this plan. Raises XskdError."""
-        self._supervisor = supervisor
+        self._supervisor, self._level = supervisor, plan.log_level
         self._listen_on(plan.metrics_listen)
 
     def settle(self, plan: Plan) -> list[str]:
         """Follow another plan; returns what went wrong."""
-        logs.set_up(plan.log_level)
+        if plan.log_level != self._level:
+            logs.set_up(plan.log_level)
+            self._level = plan.log_level
         if plan.metrics_listen == self._listen:
             return []
         try:

@@ -32,6 +32,7 @@ __all__ = [
     "Program",
     "Verdicts",
     "cleanup",
+    "detach_link",
     "program_of",
 ]
 
@@ -186,11 +187,9 @@ class Program:
     def detach(self) -> None:
         """Take the program off its interface, whoever else has the link; `close` alone leaves that to them.
 
-        An interface that is gone has taken it off already. Raises XdpError.
+        Raises XdpError.
         """
-        result = lib.bpf_link_detach(self._attached_by())
-        if result < 0 and -result != errno.ENOLINK:
-            raise libbpf_error("BPF_LINK_DETACH", -result)
+        detach_link(self._attached_by())
 
     def close(self) -> None:
         """Forget the program, which detaches it unless somebody has its link too. Sockets are not touched."""
@@ -239,6 +238,16 @@ class Program:
         if (result := lib.bpf_map_lookup_elem(self._maps["verdicts"], key, values)) < 0:
             raise libbpf_error("BPF_MAP_LOOKUP_ELEM(verdicts)", -result)
         return sum(values)
+
+
+def detach_link(link: int) -> None:
+    """Take whatever a bpf_link descriptor has attached off its interface, whoever else has the link.
+
+    An interface that is gone has done that already. Raises XdpError.
+    """
+    result = lib.bpf_link_detach(link)
+    if result < 0 and -result != errno.ENOLINK:
+        raise libbpf_error("BPF_LINK_DETACH", -result)
 
 
 def _load(path: Path, prepare: Callable[[Any], None]) -> Any:
