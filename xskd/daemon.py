@@ -187,7 +187,10 @@ class Supervisor:
         """
         answer: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self.events.put_nowait(Reload(dry, answer))
-        return await asyncio.wait_for(answer, RELOAD_SECONDS)
+        try:
+            return await asyncio.wait_for(answer, RELOAD_SECONDS)
+        except TimeoutError:
+            raise XskdError(f"applied, but not all of it works after {RELOAD_SECONDS:g} s") from None
 
     # ---- looking at the machine -----------------------------------------------------------------
 
@@ -229,7 +232,7 @@ class Supervisor:
             log.info("reload: %s", line)
         self.config_error = None
         problems = self._apply(found, for_good=True)
-        self._unsettled.append((reload, actions, [*problems, *map(str, _problems(self.plan))]))
+        self._unsettled.append((reload, actions, [*problems, *map(str, self.plan.problems)]))
 
     def _refuse(self, error: XskdError, reload: Reload | None) -> None:
         """Nothing is changed by a file that is wrong, or a kernel that does not answer."""
@@ -265,7 +268,7 @@ class Supervisor:
                 self.programs.set_fallback(plan)
             except XdpError as error:
                 errors.append(str(error))
-        running = _without(outlook.plan, refused)
+        running = outlook.plan.without(refused)
         self._set_to_work(difference(self.plan, running), outlook.plan)
         self._log_waiting(running.waiting)
         if steps.settings and (wrong := self._settle(outlook.plan)):
@@ -327,7 +330,7 @@ class Supervisor:
             return
         if not self.store.inherited and not any(slot.state == "forwarding" for slot in slots):
             lines = [f"{slot.name}: {slot.last_error}" for slot in slots]
-            raise StartError("\n".join([*lines, *map(str, _problems(self.plan))]))
+            raise StartError("\n".join([*lines, *map(str, self.plan.problems)]))
         if self._waits_for_carrier():
             return
         self.ready = True
@@ -460,29 +463,3 @@ def _warn_of_filter(outlook: Outlook, plan: InterfacePlan) -> None:
             "%s: packets for other MAC addresses than its own do not come in: %s", plan.name, mend,
             extra=about(interface=plan.name),
         )  # fmt: skip
-
-
-def _problems(plan: Plan) -> list[Problem]:
-    return [problem for path in plan.waiting for problem in path.problems]
-
-
-def _without(plan: Plan, refused: dict[str, Problem]) -> Plan:
-    """The plan without the paths of interfaces that did not get their program."""
-    if not refused:
-        return plan
-    paths = {interface.path for interface in plan.interfaces if interface.name in refused}
-    waiting = [
-        WaitingPath(
-            path, tuple(refused[i.name] for i in plan.interfaces if i.path == path and i.name in refused)
-        )
-        for path in sorted(paths - {path.name for path in plan.waiting})
-    ]
-    return replace(
-        plan,
-        interfaces=tuple(i for i in plan.interfaces if i.name not in refused),
-        workers=tuple(w for w in plan.workers if w.path not in paths),
-        waiting=(*plan.waiting, *waiting),
-    )
-
-
-__all__ = ["ConfigError", "Event", "StartError", "Supervisor"]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -123,11 +123,32 @@ class Plan:
         """Bytes of packet memory of all workers together."""
         return sum(worker.umem_bytes for worker in self.workers)
 
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Why paths have to wait."""
+        return tuple(problem for path in self.waiting for problem in path.problems)
+
     def insist(self) -> Plan:
         """This plan, if no path has to wait; else ConfigError with every reason."""
         if self.waiting:
-            raise ConfigError([problem for path in self.waiting for problem in path.problems])
+            raise ConfigError(self.problems)
         return self
+
+    def without(self, refused: Mapping[str, Problem]) -> Plan:
+        """The plan without these interfaces, whose program was refused: their paths wait as well."""
+        missing = [member for member in self.interfaces if member.name in refused]
+        paths = {member.path for member in missing}
+        new = paths - {path.name for path in self.waiting}
+        waiting = (
+            WaitingPath(path, tuple(refused[member.name] for member in missing if member.path == path))
+            for path in sorted(new)
+        )
+        return replace(
+            self,
+            interfaces=tuple(member for member in self.interfaces if member.name not in refused),
+            workers=tuple(worker for worker in self.workers if worker.path not in paths),
+            waiting=(*self.waiting, *waiting),
+        )
 
 
 def make_plan(
