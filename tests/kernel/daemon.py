@@ -1,7 +1,8 @@
 """The real daemon for a test: its YAML, its process in the network's dut, and everything it says of itself.
 
 `running` starts it, waits until it is ready, and ends it whatever happens. Lane sends on a queue of choice,
-which a raw socket cannot; Leftovers knows what a daemon has in the kernel, so that a test can see it go.
+which a raw socket cannot, and Stream keeps sending while something happens; Leftovers knows what a daemon has
+in the kernel, so that a test can see it go.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from conftest import PATIENCE, WINDOW, Tap, Wire
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,6 +33,8 @@ from xskd.xsk import Rings
 SMALL = "{fill: 1024, rx: 512, tx: 512, completion: 1024}"  # rings; set-up takes a quarter of the defaults'
 METRICS = "127.0.0.1:9478"
 READY_SECONDS = 15.0
+TICK = 0.001  # seconds between two bursts of a Stream
+SETTLE = 0.5  # seconds for its last packets to arrive
 
 Metrics = dict[str, list[tuple[dict[str, str], float]]]
 
@@ -50,17 +55,27 @@ class Daemon:
     def __init__(self, net: Wire, directory: Path, text: str, prefix: Sequence[str] = ()) -> None:
         self.net = net
         self.file, self.socket = directory / "xskd.yaml", directory / "control.sock"
+        self.write(text)
+        self._log = directory / "log"
+        with self._log.open("w") as log:
+            command = (sys.executable, "-m", "xskd", "run", "-c", str(self.file))
+            self.process = net.popen(net.dut, *prefix, *command, stdout=log, stderr=log)
+        self.pid = self.process.pid
+
+    def write(self, text: str) -> None:
+        """Make this the configuration file, with the addresses of ours if it has none."""
         for key, line in (
             ("control:", f"control: {{socket: {self.socket}}}\n"),
             ("metrics:", f'metrics: {{listen: "{METRICS}"}}\n'),
         ):
             text += "" if key in text else line
         self.file.write_text(text)
-        self._log = directory / "log"
-        with self._log.open("w") as log:
-            command = (sys.executable, "-m", "xskd", "run", "-c", str(self.file))
-            self.process = net.popen(net.dut, *prefix, *command, stdout=log, stderr=log)
-        self.pid = self.process.pid
+
+    def reload(self, text: str | None = None) -> list[str]:
+        """Have it read this configuration (None: the file as it is); the actions. Raises control.Refused."""
+        if text is not None:
+            self.write(text)
+        return list(control.ask(self.socket, "reload", dry=False)["actions"])
 
     @property
     def log(self) -> str:
@@ -76,14 +91,29 @@ class Daemon:
         """Tell the process id of every worker that has one."""
         return {worker["name"]: worker["pid"] for worker in self.status()["workers"] if worker["pid"]}
 
+    def children(self) -> set[int]:
+        """Tell the ids of all its processes, also of one that has not said anything yet."""
+        return {int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()}
+
     def forwards(self, name: str, *, other_than: int = 0) -> bool:
         """Tell whether a worker forwards, in a process other than this one."""
         worker = self.worker(name)
         return bool(worker["state"] == "forwarding" and worker["pid"] != other_than)
 
-    def metrics(self) -> Metrics:
+    def comes(self, name: str, *, other_than: int = 0) -> float:
+        """Wait until a worker forwards, in a process other than this one; the seconds that took."""
+        began = time.monotonic()
+        assert self.net.eventually(lambda: self._has(name, other_than), 15), f"{name}:\n{self.log}"
+        return time.monotonic() - began
+
+    def _has(self, name: str, other_than: int) -> bool:
+        return any(worker["name"] == name for worker in self.status()["workers"]) and self.forwards(
+            name, other_than=other_than
+        )
+
+    def metrics(self, where: str = METRICS) -> Metrics:
         """Scrape /metrics from inside the dut."""
-        with entered(self.net.dut), urllib.request.urlopen(f"http://{METRICS}/metrics", timeout=10) as page:
+        with entered(self.net.dut), urllib.request.urlopen(f"http://{where}/metrics", timeout=10) as page:
             text = page.read().decode()
         families = {family.name: family for family in text_string_to_metric_families(text)}
         return {
@@ -162,6 +192,9 @@ class Lane:
         assert self._socket.transmit(batch) == len(packets)
         assert self._net.eventually(lambda: self._socket.complete() + self._socket.unsent == 0)
 
+    def close(self) -> None:
+        self._socket.close()
+
     def through(self, packets: Sequence[bytes], to: Tap) -> list[bytes]:
         """Send packets a window at a time, and take as many at a tap."""
         got: list[bytes] = []
@@ -170,6 +203,98 @@ class Lane:
             self.send(window)
             got += to.receive(len(window))
         return got
+
+
+class Stream:
+    """A steady stream on one queue from entering to leaving; then each packet is accounted for.
+
+    Sends late rather than less. `lost`, `doubled` and `damaged` count packets; `silence` is the longest time
+    in seconds between two that arrived.
+    """
+
+    _numbers = count(1)
+
+    def __init__(
+        self, net: Wire, *, queue: int = 0, rate: int = 1_000, hosts: tuple[int, int] = (0, 1)
+    ) -> None:
+        self._net, self._rate = net, rate
+        self._lane, self._tap = Lane(net, queue, hosts[0]), Tap(net.hosts[hosts[1]])
+        self._first = next(self._numbers) * 1_000_000  # so that several may end at one host
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._safely, args=(do,)) for do in (self._send, self._take)]
+        self._errors: list[BaseException] = []
+        self._seen: list[int] = []
+        self.sent = self.damaged = 0
+        self.silence = 0.0
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        if not self._net.eventually(lambda: bool(self._seen)):
+            self._end()
+            raise AssertionError("nothing comes through")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end()
+        if self._errors:
+            raise self._errors[0]
+
+    def _end(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        self._tap.socket.close()
+        self._lane.close()
+
+    @property
+    def lost(self) -> int:
+        return self.sent - len(set(self._seen))
+
+    @property
+    def doubled(self) -> int:
+        return len(self._seen) - len(set(self._seen))
+
+    @property
+    def whole(self) -> bool:
+        """Has every packet arrived once, unchanged and in order?"""
+        return not self.damaged and self._seen == list(range(self.sent))
+
+    def goes_on(self) -> bool:
+        """Wait until a packet sent from now on has arrived."""
+        sent = self.sent
+        return self._net.eventually(lambda: bool(self._seen) and self._seen[-1] > sent)
+
+    def _safely(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except BaseException as error:
+            self._errors.append(error)
+
+    def _send(self) -> None:
+        began = time.monotonic()
+        while not self._ended.is_set():
+            due = int((time.monotonic() - began) * self._rate) - self.sent
+            if due > 0:
+                packets = self._net.frames(min(due, WINDOW // 2), first=self._first + self.sent)
+                self._lane.send(packets)
+                self.sent += len(packets)
+            time.sleep(TICK)
+
+    def _take(self) -> None:
+        """Until the stream has ended and nothing has come for a while, or all has."""
+        last = time.monotonic()
+        while not (
+            self._ended.is_set() and (len(self._seen) == self.sent or time.monotonic() - last > SETTLE)
+        ):
+            for packet in self._tap.receive(1, TICK * 20):
+                number = int.from_bytes(packet[14:18], "big") - self._first
+                if 0 <= number < 1_000_000:
+                    self._seen.append(number)
+                    self.damaged += packet != self._net.frame(self._first + number)
+                    now = time.monotonic()
+                    self.silence = max(self.silence, now - last if len(self._seen) > 1 else 0.0)
+                    last = now
 
 
 class Leftovers:

@@ -98,11 +98,12 @@ def test_status_as_json_has_the_fields_that_programs_rely_on(wire: MakeWire, tmp
     words = dict.fromkeys(("name", "path", "fallback", "attach_wanted", "attach"), "str")
     assert found == {
         **{"version": "str", "pid": "int", "started": "float", "ready": "bool", "text": "str"},
-        "interfaces": [{**words, "queues": "int", "verdicts": verdicts}],
+        **{"config_error": "NoneType", "paths": ["str"], "waiting": {}},
+        "interfaces": [{**words, "queues": "int", "carrier": "bool", "verdicts": verdicts}],
     }
     assert set(worker) == {
         *("name", "path", "index", "kind", "state", "pid", "cpu", "poll", "restarts", "last_error"),
-        *("heartbeat_age", "counters"),
+        *("heartbeat_age", "counters", "adoptions", "gap_seconds"),
     }
     assert set(port) == {"interface", "queue", "mode_wanted", "mode", "rings", "counters", "kernel"}
     assert said["pid"] == daemon.pid
