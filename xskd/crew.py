@@ -140,6 +140,12 @@ class Crew:
         log.warning("%s: stops: %s", name, why, extra=about(worker=name))
         self._end(slot, parked)
 
+    def explain(self, path: str, why: str) -> None:
+        """The reason why a path waits has changed."""
+        for slot in self.slots.values():
+            if slot.plan.path == path and slot.state == "waiting":
+                slot.last_error = why
+
     def retire(self, name: str) -> None:
         """End a worker for good."""
         slot = self.slots[name]

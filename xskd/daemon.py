@@ -263,12 +263,14 @@ class Supervisor:
                 self.events.put_nowait(LinksChanged())  # attaching may change queues and carrier
             except XdpError as error:
                 refused[plan.name] = outlook.config.problem(("interfaces", plan.name), str(error))
+        self._renew(outlook)
+        running = outlook.plan.without(refused)
         for plan in steps.fallback:
             try:
                 self.programs.set_fallback(plan)
-            except XdpError as error:
+            except XdpError as error:  # the next look tries again
                 errors.append(str(error))
-        running = outlook.plan.without(refused)
+                running = running.with_fallback(self.programs.plans[plan.name])
         self._set_to_work(difference(self.plan, running), outlook.plan)
         self._log_waiting(running.waiting)
         if steps.settings and (wrong := self._settle(outlook.plan)):
@@ -303,11 +305,22 @@ class Supervisor:
             if worker.name in wanted:  # an interface of its path refused its program just now
                 self.crew.park(worker.name, "an interface of its path has no program")
 
+    def _renew(self, outlook: Outlook) -> None:
+        """Programs of interfaces that have got queues since they were attached."""
+        for name in self.programs.by_name:
+            before, now = self.devices.get(name), outlook.devices.get(name)
+            if before and now and now.ifindex == before.ifindex and now.queues > before.queues:
+                try:
+                    self.programs.renew(name)
+                except XdpError as error:
+                    log.warning("%s: new queues: %s", name, error, extra=about(interface=name))
+
     def _log_waiting(self, waiting: Sequence[WaitingPath]) -> None:
         """Each path that cannot run is told of once for each reason."""
         known = set(self.plan.waiting)
         for path in waiting:
             if path not in known:
+                self.crew.explain(path.name, path.problems[0].message)
                 for problem in path.problems:
                     log.warning("path %s waits: %s", path.name, problem, extra=about(path=path.name))
 

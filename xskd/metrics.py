@@ -218,7 +218,8 @@ WORKER_ROWS = (
         "xskd_worker_gap_seconds",
         "counter",
         WORKER,
-        "Time between the last turn of one worker of this place and the first of the next, summed. What "
+        "Time between the last turn of one worker of this place and the first of the next, summed, also "
+        "while its path waited. What "
         "came meanwhile waited in RX as far as that has room; more is in rx_ring_full or rx_dropped.",
         lambda w: w.gap_seconds,
     ),

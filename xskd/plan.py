@@ -134,6 +134,14 @@ class Plan:
             raise ConfigError(self.problems)
         return self
 
+    def with_fallback(self, kept: InterfacePlan) -> Plan:
+        """The plan with the fallback that an interface has kept."""
+        members = (
+            replace(member, fallback=kept.fallback) if member.name == kept.name else member
+            for member in self.interfaces
+        )
+        return replace(self, interfaces=tuple(members))
+
     def without(self, refused: Mapping[str, Problem]) -> Plan:
         """The plan without these interfaces, whose program was refused: their paths wait as well."""
         missing = [member for member in self.interfaces if member.name in refused]

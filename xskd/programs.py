@@ -77,6 +77,10 @@ class Programs:
             extra=about(interface=plan.name),
         )
 
+    def renew(self, name: str) -> None:
+        """An interface has more queues than before: let the program run on those too. Raises XdpError."""
+        self.by_name[name].renew(name)
+
     def let_go(self, stored: str) -> None:
         """Drop a set that nobody takes over; a program in it is detached at once, to make room."""
         for part, fd in (self._store.take(stored) or {}).items():

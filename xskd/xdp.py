@@ -142,6 +142,13 @@ class Program:
             self._try_attach(interface, index, lib.XDP_FLAGS_SKB_MODE, True)
             self.attach_mode = "generic"
 
+    def renew(self, interface: str, path: Path = OBJECT) -> None:
+        """Have the driver take the program anew, without a packet lost: it may have new queues to run it on.
+
+        veth runs none on queues that it got after attaching. Raises XdpError.
+        """
+        _bring_up_to_date(interface, self._attached_by(), self._maps, path, same=True)
+
     @property
     def id(self) -> int:
         """The id of the program that is attached now. Raises XdpError if none is."""
@@ -317,8 +324,13 @@ def _check_adoptable(interface: str, ifindex: int, queues: int, descriptors: Map
             raise libbpf_error("adopt", None, interface, detail)
 
 
-def _bring_up_to_date(interface: str, link: int, maps: Mapping[str, int], path: Path) -> bool:
-    """Have the program at `path` behind the link, with these maps; False if it is there already."""
+def _bring_up_to_date(
+    interface: str, link: int, maps: Mapping[str, int], path: Path, *, same: bool = False
+) -> bool:
+    """Have the program at `path` behind the link, with these maps; False if it is there already.
+
+    With `same` a new copy takes its place also then: the kernel tells the driver of nothing less.
+    """
 
     def reuse(opened: Any) -> None:
         for name, descriptor in maps.items():
@@ -330,7 +342,7 @@ def _bring_up_to_date(interface: str, link: int, maps: Mapping[str, int], path: 
         program, info = _program_of(loaded), ffi.new("struct xskd_program_info *")
         if (result := lib.xskd_program_info_of(program, info)) < 0:
             raise libbpf_error("BPF_OBJ_GET_INFO_BY_FD", -result, interface)
-        if hook.described(link)["prog_tag"] == bytes(info.tag).hex():
+        if not same and hook.described(link)["prog_tag"] == bytes(info.tag).hex():
             return False
         if (result := lib.xskd_link_update(link, program)) < 0:
             raise libbpf_error("BPF_LINK_UPDATE", -result, interface)

@@ -234,6 +234,22 @@ def test_workers_follow_the_number_of_queues(wire: MakeWire, tmp_path: Path) -> 
         assert daemon.worker("wire/0")["restarts"] == daemon.worker("wire/1")["restarts"] == {}
 
 
+def test_a_queue_that_came_after_the_program_is_forwarded_too(wire: MakeWire, tmp_path: Path) -> None:
+    """On a veth the program does not run on queues that it got after attaching, until it is renewed."""
+    net = wire(queues=2)
+    set_queues(net, 1)
+    with running(net, tmp_path, ALL) as daemon:
+        pid = daemon.workers()["wire/0"]
+        with Stream(net) as one:
+            set_queues(net, 2)
+            daemon.comes("wire/1")
+        with Stream(net, queue=1) as other:
+            time.sleep(0.1)
+        assert one.whole
+        assert other.whole
+        assert daemon.workers()["wire/0"] == pid
+
+
 @contextmanager
 def without_successors(daemon: Daemon) -> Iterator[None]:
     """Kill whatever process the daemon starts meanwhile, before it can do anything."""

@@ -218,6 +218,7 @@ class FakeProgram:
     native_refused = took_over = None
     replaced = False
     attach_mode: str | None = None
+    renewed = 0  # times
 
     def __init__(self, queues: int, *, fallback: str = "pass") -> None:
         self.queues, self.fallback = queues, fallback
@@ -244,6 +245,9 @@ class FakeProgram:
 
     def descriptors(self) -> dict[str, int]:
         return self.fds
+
+    def renew(self, interface: str) -> None:
+        self.renewed += 1
 
     def insert(self, queue: int, xsk: socket.socket, *, replace: bool = False) -> None:
         inode = os.fstat(xsk.fileno()).st_ino

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes import connect, device, plan
 
-from xskd.errors import ConfigError
+from xskd.errors import ConfigError, Problem
 from xskd.netdev import NetDevice
 from xskd.plan import InterfacePlan, Plan, PortPlan, WaitingPath, WorkerPlan
 from xskd.uapi import Rings
@@ -334,3 +335,21 @@ def test_importing_the_plan_loads_no_library_of_the_supervisor() -> None:
     code = "import sys, xskd.plan; print(*{'pydantic', 'pyroute2', 'yaml'} & set(sys.modules))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout == "\n"
+
+
+def test_without_an_interface_its_path_waits_and_the_others_run() -> None:
+    text = "interfaces: {eth1: , eth2: , eth3: }\npaths: {a: {connect: [eth1, eth2]}, b: {reflect: eth3}}\n"
+    made = plan(text, device("eth1"), device("eth2"), device("eth3"))
+    why = Problem("x.yaml", 1, "interfaces.eth2", "has another program")
+    less = made.without({"eth2": why})
+    assert [worker.name for worker in less.workers] == ["b/0"]
+    assert [member.name for member in less.interfaces] == ["eth1", "eth3"]
+    assert less.waiting == (WaitingPath("a", (why,)),)
+    assert less.problems == (why,)
+    assert made.without({}) == made
+
+
+def test_a_fallback_that_was_kept_is_in_the_plan() -> None:
+    made = plan(connect(path=", fallback: drop"), device("eth1"), device("eth2"))
+    kept = replace(made.interfaces[0], fallback="pass")
+    assert [member.fallback for member in made.with_fallback(kept).interfaces] == ["pass", "drop"]
