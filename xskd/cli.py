@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.verb(options))
+        status = int(options.verb(options))
+        sys.stdout.flush()  # here, where a reader that is gone is no error
+        return status
     except ConfigError as error:
         _complain(str(error))
         return EXIT_CONFIG

@@ -269,6 +269,9 @@ class Crew:
                 log.info("%s: %s", slot.name, describe_stopped(message), extra=about(worker=slot.name))
 
     def _spawn(self, slot: Slot, *, adopt: bool) -> None:
+        if slot.predecessor is not None and not self._can_adopt:
+            self._stay_with(slot.predecessor, slot)
+            return
         loop = asyncio.get_running_loop()
         try:
             process = slot.spawn(adopt=adopt and self._can_adopt)
@@ -332,11 +335,13 @@ class Crew:
 
     def _learn(self, slot: Slot, message: dict[str, Any]) -> None:
         """Why a worker could not begin may be a reason to try otherwise, at once; it is about to end."""
-        if message.get("too_old") and self._can_adopt:
+        if message.get("too_old"):
+            if self._can_adopt:
+                log.warning("this kernel cannot map the rings of a bound socket (Linux 6.4 can): no adoption")
             self._can_adopt = False
-            log.warning(
-                "this kernel cannot map the rings of a bound socket (Linux 6.4 can): new sockets instead"
-            )
+            if slot.predecessor is not None:
+                self._stay_with(slot.predecessor, slot)
+                return
         elif message.get("copy"):
             log.info("%s: not every interface has zero-copy; copy mode for all", slot.name)
             slot.copy = True
@@ -346,6 +351,17 @@ class Crew:
         slot.clear()
         self._give_up_sockets(slot)
         self._spawn(slot, adopt=False)
+
+    def _stay_with(self, old: Peer, slot: Slot) -> None:
+        """No successor can map its rings, so the old worker itself goes on, and is ours from now on."""
+        self._forget(slot.process)
+        slot.clear()
+        slot.process, slot.predecessor = old, None
+        slot.bound([str(mode) for mode in slot.modes])
+        slot.adoptions["kept"] += 1
+        log.info("%s: its old worker goes on", slot.name, extra=about(worker=slot.name))
+        self._tune(slot)
+        self._keep(slot)
 
     # ---- ends -----------------------------------------------------------------------------------
 
@@ -420,7 +436,7 @@ class Crew:
         """An old worker ends when its channel does."""
         if slot.predecessor is not None:
             self._forget(slot.predecessor)
-            slot.predecessor.close()
+            slot.predecessor.let_go()
             slot.predecessor = None
 
     def _keep(self, slot: Slot) -> None:

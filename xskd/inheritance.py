@@ -111,7 +111,7 @@ def _workers(state: Mapping[str, Any], wanted: Plan, store: Store, crew: Crew) -
                 extra=about(worker=before.name),
             )
             if predecessor is not None:
-                predecessor.close()  # it ends when its channel does
+                predecessor.let_go()  # it ends when its channel does
             store.drop(stored_sockets(before.name))
             continue
         crew.take_over(slot, predecessor)
@@ -124,7 +124,7 @@ def _slot(store: Store, record: Mapping[str, Any], before: WorkerPlan, plan: Wor
         raise XskdError("nothing like it is configured or can run now")
     if not same_sockets(before, plan):
         raise XskdError("its interfaces, queues, rings, frames or mode are others now")
-    if not record["bound"]:
+    if not all(record["modes"]):
         raise XskdError("they were not bound")
     descriptors = store.take(stored_sockets(before.name))
     if descriptors is None:
@@ -137,7 +137,7 @@ def _predecessor(store: Store, plan: WorkerPlan) -> Peer | None:
     name = stored_process(plan.name)
     ways = store.take(name)
     store.drop(name)
-    return Peer(socket.socket(fileno=ways["channel"]), ways["pid"]) if ways else None
+    return Peer(socket.socket(fileno=ways["channel"]), ways["pid"], plan) if ways else None
 
 
 def _end_strays(store: Store) -> None:

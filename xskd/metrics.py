@@ -211,8 +211,9 @@ WORKER_ROWS = (
         "counter",
         (*WORKER, "result"),
         "Workers that were to go on with sockets in use, after a death or a restart of the daemon. adopted: "
-        "they did; failed: new sockets had to be made, and packets in the rings were lost.",
-        lambda w: {result: w.adoptions.get(result, 0) for result in ("adopted", "failed")},
+        "they did; failed: new sockets had to be made, and packets in the rings were lost; kept: before "
+        "Linux 6.4 the old process itself goes on after a restart of the daemon.",
+        lambda w: {result: w.adoptions.get(result, 0) for result in ("adopted", "failed", "kept")},
     ),
     Row(
         "xskd_worker_gap_seconds",

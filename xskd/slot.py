@@ -44,7 +44,7 @@ class Slot:
         # Kept from process to process: fresh pages are the dearest part of a start, and only the first pays.
         self._memory = make_memory(plan.frames, plan.frame_size, huge_pages=plan.huge_pages)
         self.sockets: list[socket.socket] = []
-        self.process: WorkerProcess | None = None
+        self.process: Peer | None = None
         self.predecessor: Peer | None = None
         self.state: WorkerState = "starting"
         self.adopting = False  # the process is to go on with sockets that are in use
@@ -77,8 +77,9 @@ class Slot:
             for port in self.plan.ports:
                 made = make_socket(port.interface, port.queue, port.rings, self.plan.frame_size)
                 self.sockets.append(made)
-        self.process = WorkerProcess(self.effective_plan(), list(self.descriptors().values()), adopt=adopt)
-        return self.process
+        started = WorkerProcess(self.effective_plan(), list(self.descriptors().values()), adopt=adopt)
+        self.process = started
+        return started
 
     def bound(self, modes: list[str]) -> None:
         """The process says that its sockets are bound, in these modes, and forwards."""
@@ -112,7 +113,7 @@ class Slot:
         """The place itself goes, with everything in it; a predecessor ends when its channel does."""
         self.clear()
         if self.predecessor is not None:
-            self.predecessor.close()
+            self.predecessor.let_go()
             self.predecessor = None
         self.discard_sockets()
         self.page.close()
@@ -157,7 +158,7 @@ class Slot:
         return {
             "plan": self.plan.to_json(),
             "copy": self.copy,
-            "bound": all(self.modes) and bool(self.sockets),
+            "modes": self.modes,
             "restarts": self.restarts,
             "adoptions": self.adoptions,
             "gap_seconds": self.gap_seconds,
@@ -181,7 +182,7 @@ class Slot:
         made.sockets = [socket_of(fd) for fd in xsks]
         made.process = made.predecessor = made.last_error = None
         made.adopting, made.copy = True, bool(record["copy"])
-        made.modes = [None] * len(plan.ports)
+        made.modes = list(record["modes"])
         made.restarts, made.adoptions = Counter(record["restarts"]), Counter(record["adoptions"])
         made.gap_seconds, made.backoff = float(record["gap_seconds"]), 0.0
         made._ended = [Statistics(**base) for base in record["ended"]]

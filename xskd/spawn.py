@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
@@ -23,12 +25,22 @@ PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Peer:
-    """A worker process as seen over its channel and its pidfd, whoever started it. Owns both."""
+    """A worker process as seen over its channel and its pidfd, whoever started it. Owns both.
 
-    def __init__(self, link: socket.socket, pidfd: int) -> None:
-        self.link, self.pidfd = link, pidfd
+    `plan` is the one that it works by.
+    """
+
+    def __init__(self, link: socket.socket, pidfd: int, plan: WorkerPlan) -> None:
+        self.link, self.pidfd, self.plan = link, pidfd, plan
         self.link.setblocking(False)
         self.error: str | None = None  # what it said of its failure
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None once it is gone."""
+        text = Path(f"/proc/self/fdinfo/{self.pidfd}").read_text(encoding="ascii")
+        found = re.search(r"^Pid:\s+(\d+)$", text, re.MULTILINE)
+        return int(found[1]) if found else None
 
     def receive(self) -> tuple[list[channel.Message], bool]:
         """The messages that have arrived, and whether more can come. Never waits."""
@@ -54,11 +66,27 @@ class Peer:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def close(self) -> bool:
-        """Let go of it: with its channel closed it ends by itself. True, as far as we can know it is gone."""
+    def exit_cause(self) -> str | None:
+        """Why it ended, in a word fit for a label. Only whoever started a process is told."""
+        return "unknown"
+
+    def let_go(self) -> None:
+        """Forget it: with its channel closed it drains and ends by itself."""
         self.link.close()
         os.close(self.pidfd)
-        return True
+
+    def close(self) -> bool:
+        """End it if it still runs. False if it does not die, and holds its rings."""
+        self.kill()
+        dead = self._wait(END_SECONDS)
+        self.let_go()
+        return dead
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for its end; whether it came in time."""
+        ended = select.poll()
+        ended.register(self.pidfd, select.POLLIN)
+        return bool(ended.poll(seconds * 1000))
 
 
 class WorkerProcess(Peer):
@@ -69,13 +97,11 @@ class WorkerProcess(Peer):
     """
 
     def __init__(self, plan: WorkerPlan, descriptors: Sequence[int], *, adopt: bool) -> None:
-        self.plan = plan
         link, theirs = channel.pair()
         try:
             with theirs:
                 self._process = _start(theirs.fileno())
-            self.pid = self._process.pid
-            super().__init__(link, os.pidfd_open(self.pid))
+            super().__init__(link, os.pidfd_open(self._process.pid), plan)
             channel.send(link, {"plan": plan.to_json(), "adopt": adopt}, descriptors)
         except BaseException:
             link.close()  # which is the end of what may have been started
@@ -93,12 +119,10 @@ class WorkerProcess(Peer):
         except ValueError:  # most real-time signals have no name
             return f"signal {-status}"
 
-    def close(self) -> bool:
-        """End it if it still runs, and reap it. False if it does not die, and holds its rings."""
-        self.kill()
-        super().close()
+    def _wait(self, seconds: float) -> bool:
+        """Wait for its end and reap it; whether it came in time."""
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
         return True

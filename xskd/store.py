@@ -47,7 +47,7 @@ class Store:
         self._state = Path(directory) / STATE
         self._handed_down: dict[str, socket.socket] = {}
         if self.active:
-            for fd, name in listen_fds_with_names().items():
+            for fd, name in _handed_down().items():
                 try:
                     self._handed_down[name] = socket.socket(fileno=fd)
                     self._handed_down[name].set_inheritable(False)
@@ -116,4 +116,12 @@ class Store:
         with contextlib.suppress(OSError, ValueError):
             state = json.loads(self._state.read_text(encoding="utf-8")) if self.active else {}
             return state if isinstance(state, dict) else {}
+        return {}
+
+
+def _handed_down() -> dict[int, str]:
+    """What systemd has handed us; nothing if its variables make no sense."""
+    try:
+        return dict(listen_fds_with_names())
+    except OSError:
         return {}

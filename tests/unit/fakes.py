@@ -136,7 +136,10 @@ class StillLoop(asyncio.SelectorEventLoop):
 class FakePeer:
     """A worker's process that does nothing but what a test says."""
 
-    def __init__(self) -> None:
+    pid: int | None = 4711
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.plan = plan
         self.link, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.link.setblocking(False)
         self.far_end.setblocking(False)
@@ -163,11 +166,17 @@ class FakePeer:
     def kill(self) -> None:
         self.killed = True
 
-    def close(self) -> bool:
+    def exit_cause(self) -> str | None:
+        return "unknown"
+
+    def let_go(self) -> None:
         assert not self.closed
         self.closed = True
         self.link.close()
         os.close(self.pidfd)
+
+    def close(self) -> bool:
+        self.let_go()
         return True
 
     def bury(self) -> None:
@@ -188,8 +197,8 @@ class FakeProcess(FakePeer):
     def __init__(self, plan: WorkerPlan, descriptors: Sequence[int], *, adopt: bool) -> None:
         if FakeProcess.refuse is not None:
             raise FakeProcess.refuse
-        super().__init__()
-        self.plan, self.adopt = plan, adopt
+        super().__init__(plan)
+        self.adopt = adopt
         self.inodes = [os.fstat(fd).st_ino for fd in descriptors]
         self.cause: str | None = None
         FakeProcess.made.append(self)

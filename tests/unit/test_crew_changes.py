@@ -263,7 +263,7 @@ def heir(forwarding: Scene) -> Iterator[tuple[Scene, FakePeer]]:
     copies = {name: os.dup(fd) for name, fd in place.descriptors().items()}
     forwarding.do(lambda: place.bound(["copy", "copy"]))
     inherited = Slot.inherit(place.plan, place.record(), copies)
-    peer = FakePeer()
+    peer = FakePeer(place.plan)
     forwarding.do(lambda: forwarding.crew.take_over(inherited, peer))  # type: ignore[arg-type]
     yield forwarding, peer
     peer.bury()
@@ -343,12 +343,32 @@ def test_a_predecessor_that_dies_during_a_pause_leaves_the_packets_to_the_fallba
     assert scene.process().adopt
 
 
-def test_a_kernel_too_old_ends_the_predecessor_for_new_sockets(heir: tuple[Scene, FakePeer]) -> None:
+def test_on_a_kernel_too_old_the_predecessor_itself_goes_on_and_is_ours(
+    heir: tuple[Scene, FakePeer],
+) -> None:
     scene, peer = heir
+    attempt, place = scene.process(), scene.slot()
+    sockets = list(place.sockets)
     scene.says(TOO_OLD)
-    assert (scene.process().adopt, peer.closed) == (False, True)  # else its queue is never free
-    scene.says(PREPARED)
-    assert scene.process().told == ["go"]
+    assert (scene.process(), place.predecessor, peer.closed, attempt.closed) == (peer, None, False, True)
+    assert (place.state, place.modes, place.adoptions) == ("forwarding", ["copy", "copy"], {"kept": 1})
+    assert (place.sockets, peer.told, place.restarts) == (sockets, [], {})
+    assert place.status().pid == 4711
+    plan = tuned(place.plan)
+    scene.do(lambda: scene.crew.tune(plan))
+    assert peer.plans == [plan]
+    scene.act(Exited(place, peer))  # type: ignore[arg-type]
+    assert (peer.closed, place.restarts) == (True, {"unknown": 1})
+    assert not scene.process().adopt
+
+
+def test_a_predecessor_that_works_by_another_plan_is_told_when_it_is_kept(
+    heir: tuple[Scene, FakePeer],
+) -> None:
+    scene, peer = heir
+    peer.plan = tuned(peer.plan)  # as it ran before the configuration changed
+    scene.says(TOO_OLD)
+    assert peer.plans == [scene.slot().plan]
 
 
 def test_a_place_that_is_parked_lets_go_of_its_predecessor(heir: tuple[Scene, FakePeer]) -> None:

@@ -181,8 +181,10 @@ def test_adoptions_have_a_series_for_each_result_from_the_first_scrape_on(superv
     assert sample(supervisor.status(), "xskd_worker_adoptions") == {
         ("wire", "0", "adopted"): 0,
         ("wire", "0", "failed"): 0,
+        ("wire", "0", "kept"): 0,
         ("wire", "1", "adopted"): 3,
         ("wire", "1", "failed"): 1,
+        ("wire", "1", "kept"): 0,
     }
 
 

@@ -251,17 +251,17 @@ def test_an_heir_goes_on_with_everything_that_is_counted(place: Slot) -> None:
     inherited.close()
 
 
-def test_sockets_count_as_bound_only_when_every_one_has_a_mode(place: Slot) -> None:
-    assert place.record()["bound"] is False
+def test_modes_are_recorded_as_long_as_the_sockets_are_bound(place: Slot) -> None:
+    assert place.record()["modes"] == [None, None]
     place.spawn(adopt=False)
-    assert place.record()["bound"] is False
+    assert place.record()["modes"] == [None, None]
     place.bound(["copy", "copy"])
-    assert place.record()["bound"] is True
+    assert place.record()["modes"] == ["copy", "copy"]
     place.clear()
     place.spawn(adopt=True)
-    assert place.record()["bound"] is True  # whoever comes, the sockets are
+    assert place.record()["modes"] == ["copy", "copy"]  # whoever comes, the sockets are
     place.discard_sockets()
-    assert place.record()["bound"] is False
+    assert place.record()["modes"] == [None, None]
 
 
 def test_a_page_of_another_layout_is_refused_and_nothing_stays_open(place: Slot) -> None:
