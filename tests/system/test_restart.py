@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,11 +73,11 @@ def unaccounted(machine: Machine) -> int:
 def account(machine: Machine, stream: Stream, what: str) -> None:
     """Hold the stream against the kernel's counters, and print the figures."""
     silent, quarantined = gaps(machine)
-    longest = f"no worker for at most {max(silent):.1f} ms" if silent else "no worker was replaced"
+    middle, longest = statistics.median(silent), max(silent)
     print(
         f"{what}: {stream.sent} packets at {RATE}/s, {stream.lost} lost, {overruns(machine)} counted as RX "
-        f"overrun, {stream.doubled} doubled; {longest}, {quarantined} frames quarantined; longest silence at "
-        f"the receiver {stream.silence * 1000:.1f} ms"
+        f"overrun, {stream.doubled} doubled; no worker for {middle:.1f} ms (median) to {longest:.1f} ms, "
+        f"{quarantined} frames quarantined; longest silence at the receiver {stream.silence * 1000:.1f} ms"
     )
     assert stream.lost == overruns(machine)
     assert stream.doubled == quarantined == unaccounted(machine) == 0
