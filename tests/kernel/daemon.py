@@ -18,7 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -220,7 +220,7 @@ class Stream:
         self._net, self._rate = net, rate
         self._lane, self._tap = Lane(net, queue, hosts[0]), Tap(net.hosts[hosts[1]])
         self._first = next(self._numbers) * 1_000_000  # so that several may end at one host
-        self._ended = threading.Event()
+        self._ended, self._all_sent = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=self._safely, args=(do,)) for do in (self._send, self._take)]
         self._errors: list[BaseException] = []
         self._seen: list[int] = []
@@ -242,8 +242,10 @@ class Stream:
 
     def _end(self) -> None:
         self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        sender, taker = self._threads
+        sender.join()  # its last burst is not in `sent` before that
+        self._all_sent.set()
+        taker.join()
         self._tap.socket.close()
         self._lane.close()
 
@@ -259,6 +261,14 @@ class Stream:
     def whole(self) -> bool:
         """Has every packet arrived once, unchanged and in order?"""
         return not self.damaged and self._seen == list(range(self.sent))
+
+    def __repr__(self) -> str:
+        """Say what a failed `assert stream.whole` has to say."""
+        late = [b for a, b in pairwise(self._seen) if b < a]
+        return (
+            f"<Stream: {self.sent} sent, {self.lost} lost, {self.doubled} doubled, {self.damaged} damaged, "
+            f"{len(late)} late {late[:8]}, missing {sorted(set(range(self.sent)) - set(self._seen))[:8]}>"
+        )
 
     def goes_on(self) -> bool:
         """Wait until a packet sent from now on has arrived."""
@@ -285,7 +295,7 @@ class Stream:
         """Until the stream has ended and nothing has come for a while, or all has."""
         last = time.monotonic()
         while not (
-            self._ended.is_set() and (len(self._seen) == self.sent or time.monotonic() - last > SETTLE)
+            self._all_sent.is_set() and (len(self._seen) == self.sent or time.monotonic() - last > SETTLE)
         ):
             for packet in self._tap.receive(1, TICK * 20):
                 number = int.from_bytes(packet[14:18], "big") - self._first
