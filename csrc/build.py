@@ -81,7 +81,14 @@ static int xskd_drop_capabilities(void)
 	return (int)syscall(SYS_capset, &header, none);
 }
 """,
-    sources=["csrc/forward.c", "csrc/port.c", "csrc/frames.c", "csrc/adopt.c", "csrc/syscalls.c"],
+    sources=[
+        "csrc/forward.c",
+        "csrc/port.c",
+        "csrc/frames.c",
+        "csrc/observe.c",
+        "csrc/adopt.c",
+        "csrc/syscalls.c",
+    ],
     include_dirs=[str(HERE)],
     depends=[str(p) for p in HERE.glob("*.h")],
     extra_compile_args=OPTIMISE + WARNINGS,

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "frames.h"
+#include "observe.h"
 #include "ring.h"
 #include "syscalls.h"
 
@@ -209,9 +210,11 @@ static __attribute__((noinline)) uint32_t recycle_run(const struct xskd_port *fr
 static inline uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 {
 	struct xskd_ring *completion = &from->rings[XSKD_COMPLETION], *fill = &to->rings[XSKD_FILL];
-	uint32_t n = ring_peek(completion, completion->size), kept = 0;
+	const uint32_t sent = ring_used_by_consumer(completion), lent = ring_used_by_producer(fill);
+	uint32_t n = ring_room(fill, lent, ring_given(completion, sent, completion->size)), kept = 0;
 
-	n = ring_reserve(fill, n);
+	observe(from, XSKD_COMPLETION, sent);
+	observe(to, XSKD_FILL, lent);
 	if (n == 0)
 		return 0;
 	intend(from->umem, OPERATION_RECYCLE, from->index, to->index, fill->own);
@@ -262,16 +265,21 @@ static inline uint32_t forward_burst(const struct xskd_forward *forward, struct 
 				     struct xskd_port *out)
 {
 	struct xskd_ring *rx = &in->rings[XSKD_RX], *tx = &out->rings[XSKD_TX];
-	uint32_t room = ring_reserve(tx, XSKD_BURST), n, sent = 0;
+	const uint32_t waiting = ring_used_by_consumer(rx), unsent = ring_used_by_producer(tx);
+	const uint32_t room = ring_room(tx, unsent, XSKD_BURST), n = ring_given(rx, waiting, room);
+	uint32_t sent = 0;
 	const bool swap = forward->action == XSKD_SWAP_MACS;
 	uint64_t bytes = 0, dropped_bytes = 0;
 
+	observe(in, XSKD_RX, waiting);
 	if (unlikely(room == 0))
 		return blocked(forward, in, out);
 	out->blocked_since_ns = 0;
-	n = ring_peek(rx, room);
-	if (n == 0)
+	if (n == 0) {
+		observe(out, XSKD_TX, unsent);
 		return 0;
+	}
+	observe_burst(in, forward->looked_ns);
 	intend(in->umem, OPERATION_FORWARD, in->index, out->index, tx->own);
 	for (uint32_t done = 0; done < n;) {
 		const struct xdp_desc *from = ring_desc(rx, done);
@@ -292,6 +300,11 @@ static inline uint32_t forward_burst(const struct xskd_forward *forward, struct 
 	settle(in->umem);
 	in->rx_side -= sent;
 	out->tx_side += sent;
+	out->submitted += sent;
+	observe(out, XSKD_TX, unsent + sent);
+	count_burst(in->counters->rx_batches, n);
+	if (sent)
+		count_burst(out->counters->tx_batches, sent);
 	count(&in->counters->rx_packets, n);
 	count(&in->counters->rx_bytes, bytes + dropped_bytes);
 	count(&out->counters->tx_packets, sent);
@@ -314,14 +327,18 @@ uint32_t xskd_forward_turn(struct xskd_forward *forward)
 
 	for (uint32_t i = 0; i < forward->port_count; i++) {
 		struct xskd_port *in = forward->ports[i], *out = forward->ports[forward->egress[i]];
-		uint32_t taken;
+		uint32_t taken, pending;
 
-		if (ring_used_by_consumer(&out->rings[XSKD_COMPLETION]))
-			moved += recycle(out, in) + xskd_complete(out);
+		moved += recycle(out, in);
+		if (unlikely(ring_used_by_consumer(&out->rings[XSKD_COMPLETION])))
+			moved += xskd_complete(out);
 		taken = forward_burst(forward, in, out);
 		moved += taken;
-		if (ring_used_by_producer(&out->rings[XSKD_TX]))
-			xskd_wakeup_tx(out);
+		pending = ring_used_by_producer(&out->rings[XSKD_TX]);
+		if (pending)
+			port_wakeup_tx(out, pending);
+		if (unlikely(in->until_sample == 0))
+			observe_sent(in);
 		if (ring_reserve(&in->rings[XSKD_FILL], 1))
 			moved += xskd_refill(in);
 		if (in->refilled || (taken == 0 && may_have_run_dry(in)))
@@ -359,6 +376,8 @@ static int wait_for_work(struct xskd_forward *forward, uint64_t timeout_ns)
 		if (port->blocked_since_ns)
 			events |= POLLOUT;
 		fds[i] = (struct pollfd){ .fd = port->fd, .events = events };
+		if (ring_needs_wakeup(&port->rings[XSKD_FILL]))
+			count(&port->counters->wakeups[XSKD_WAKEUP_SLEEP], 1);
 		if (ring_used_by_producer(&port->rings[XSKD_TX]) && timeout_ns > TX_RETRY_NS)
 			timeout_ns = TX_RETRY_NS;
 	}
@@ -381,6 +400,15 @@ static bool may_sleep(const struct xskd_forward *forward)
 	return forward->poll == XSKD_POLL_WAKEUP;
 }
 
+/* What has passed since `now_ns` was spent on this; returns the time of a new look. */
+static uint64_t spend(struct xskd_forward *forward, enum xskd_regime regime)
+{
+	uint64_t now = xskd_sys_now_ns();
+
+	forward->spent_ns[regime] += now - forward->now_ns;
+	return forward->now_ns = now;
+}
+
 int xskd_forward_run(struct xskd_forward *forward, uint64_t duration_ns)
 {
 	uint64_t deadline;
@@ -393,14 +421,18 @@ int xskd_forward_run(struct xskd_forward *forward, uint64_t duration_ns)
 		uint32_t moved = xskd_forward_turn(forward);
 
 		count(&forward->counters->turns, 1);
+		forward->looked_ns = forward->now_ns;
 		if (moved) {
 			forward->busy_until_ns = forward->now_ns + SPIN_NS;
+			spend(forward, XSKD_REGIME_WORKING);
 		} else {
 			count(&forward->counters->turns_idle, 1);
-			if (may_sleep(forward))
+			spend(forward, XSKD_REGIME_SPINNING);
+			if (may_sleep(forward) && forward->now_ns < deadline) {
 				error = wait_for_work(forward, deadline - forward->now_ns);
+				forward->looked_ns = spend(forward, XSKD_REGIME_SLEEPING);
+			}
 		}
-		forward->now_ns = xskd_sys_now_ns();
 		set(&forward->counters->heartbeat_ns, forward->now_ns);
 		if (!error)
 			error = first_error(forward);

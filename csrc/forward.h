@@ -22,9 +22,12 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define XSKD_LAYOUT_VERSION 2   /* of everything below that two processes share */
+#define XSKD_LAYOUT_VERSION 3   /* of everything below that two processes share */
 #define XSKD_MAX_PORTS 16
 #define XSKD_BURST 64           /* packets taken from one RX ring before the next port has its turn */
+#define XSKD_BATCHES 8          /* histogram: up to 1, 2, 4, ..., 64 packets, and more */
+#define XSKD_TIMES 17           /* histogram: up to 2^10, 2^11, ..., 2^25 nanoseconds, and more */
+#define XSKD_TIMES_FIRST 10     /* 2^10 ns is about a microsecond, 2^25 ns are 34 milliseconds */
 
 /* Why a packet was not forwarded; each drop has exactly one reason. */
 enum xskd_drop {
@@ -38,14 +41,40 @@ enum xskd_drop {
 
 /* What the kernel answered to a wakeup; a success is not counted here. */
 enum xskd_wakeup_error {
-	XSKD_WAKEUP_EAGAIN,     /* its budget for one call is used up, or no room to send: try again */
-	XSKD_WAKEUP_EBUSY,      /* the driver refused one frame and completed it */
-	XSKD_WAKEUP_ENOBUFS,    /* out of memory or no TX queue for now */
-	XSKD_WAKEUP_ENETDOWN,   /* the interface is down */
-	XSKD_WAKEUP_ENXIO,      /* the socket is no longer bound: its device is gone */
-	XSKD_WAKEUP_OTHER,      /* anything else; the loop stops with this errno */
+	XSKD_ERROR_EAGAIN,     /* its budget for one call is used up, or no room to send: try again */
+	XSKD_ERROR_EBUSY,      /* the driver refused one frame and completed it */
+	XSKD_ERROR_ENOBUFS,    /* out of memory or no TX queue for now */
+	XSKD_ERROR_ENETDOWN,   /* the interface is down */
+	XSKD_ERROR_ENXIO,      /* the socket is no longer bound: its device is gone */
+	XSKD_ERROR_OTHER,      /* anything else; the loop stops with this errno */
 	XSKD_WAKEUP_ERRORS
 };
+
+/* Why the kernel was called: sendto() for TX, recvfrom() for FILL, poll() for whatever its flags ask. */
+enum xskd_wakeup {
+	XSKD_WAKEUP_NEW,        /* sendto: new packets on TX */
+	XSKD_WAKEUP_AGAIN,      /* sendto: the call before it sent only a part */
+	XSKD_WAKEUP_LEFT,       /* sendto: packets that an earlier turn could not get sent */
+	XSKD_WAKEUP_REFILLED,   /* recvfrom: new frames on FILL */
+	XSKD_WAKEUP_DRY,        /* recvfrom: nothing comes, and the driver still asks */
+	XSKD_WAKEUP_SLEEP,      /* poll: about to sleep, and the driver asks */
+	XSKD_WAKEUPS
+};
+
+enum xskd_direction { XSKD_DIRECTION_TX, XSKD_DIRECTION_RX, XSKD_DIRECTIONS };
+
+/* What the loop spends its time on; every moment of a run is in exactly one. */
+enum xskd_regime {
+	XSKD_REGIME_WORKING,    /* turns that moved frames, without the calls in them */
+	XSKD_REGIME_SPINNING,   /* turns that found nothing, likewise */
+	XSKD_REGIME_SLEEPING,   /* in poll() */
+	XSKD_REGIME_WAKING,     /* in sendto() and recvfrom(): those that were timed, times XSKD_SAMPLE */
+	XSKD_REGIMES
+};
+
+enum xskd_cpu { XSKD_CPU_USER, XSKD_CPU_SYSTEM, XSKD_CPUS };
+enum xskd_switch { XSKD_SWITCH_VOLUNTARY, XSKD_SWITCH_INVOLUNTARY, XSKD_SWITCHES };
+enum xskd_fault { XSKD_FAULT_MAJOR, XSKD_FAULT_MINOR, XSKD_FAULTS };
 
 enum xskd_ring_name { XSKD_FILL, XSKD_RX, XSKD_TX, XSKD_COMPLETION, XSKD_RINGS };
 
@@ -76,19 +105,29 @@ struct xskd_port_counters {
 	uint64_t tx_bytes;
 	uint64_t tx_completed;  /* come back through the completion ring */
 	uint64_t drops[XSKD_DROPS];
-	uint64_t wakeups_tx;    /* sendto() calls */
-	uint64_t wakeups_rx;    /* recvfrom() calls */
-	uint64_t wakeups_tx_skipped;    /* something to send, but the kernel did not ask for a call */
-	uint64_t wakeups_rx_skipped;    /* frames refilled, but the kernel did not ask for a call */
+	uint64_t rx_batches[XSKD_BATCHES];      /* bursts taken from RX, by how many packets they had */
+	uint64_t tx_batches[XSKD_BATCHES];      /* bursts put on TX, likewise */
+	uint64_t wakeups[XSKD_WAKEUPS];
+	uint64_t wakeups_skipped[XSKD_DIRECTIONS];      /* something new, but the kernel did not ask for a call */
 	uint64_t wakeup_errors[XSKD_WAKEUP_ERRORS];
 	uint64_t fill_starved;  /* turns that found FILL empty and no free frame to put there */
 	uint64_t tx_blocked;    /* turns that found packets in RX and no room on the egress TX ring */
 	uint64_t completion_invalid;    /* completion entries that name no frame of this port's TX side */
+	uint64_t ring_full[XSKD_RINGS];         /* times that a look found it full, and the look before not */
+	uint64_t ring_empty[XSKD_RINGS];        /* times that a look found it empty, and the look before not */
+	/* Samples: one wakeup and one packet in so many is timed. */
+	uint64_t wakeup_tx_times[XSKD_TIMES];   /* sendto() calls by how long they took */
+	uint64_t wakeup_rx_times[XSKD_TIMES];   /* recvfrom() calls, likewise */
+	uint64_t wakeup_ns[XSKD_DIRECTIONS];    /* all of those together */
+	uint64_t latency[XSKD_TIMES];           /* packets that came in here, by their time in the forwarder */
+	uint64_t latency_ns;                    /* all of those together */
 	/* Gauges, refreshed by xskd_forward_publish. */
 	uint64_t ring_entries[XSKD_RINGS];
+	uint64_t ring_high_water[XSKD_RINGS];   /* the most since a reader last asked for a new mark */
 };
 
-/* One worker's shared page. `sequence` is odd while the gauges are being rewritten. */
+/* One worker's shared page. `sequence` is odd while the gauges are being rewritten. The worker is the only
+ * writer of all words but one: `marks_wanted` is a reader's. */
 struct xskd_counters {
 	uint64_t layout_version;
 	uint64_t sequence;
@@ -100,6 +139,12 @@ struct xskd_counters {
 	uint64_t frames_in[XSKD_PLACES];
 	uint64_t frames_unaccounted;    /* frames minus the sum over all places: anything but 0 is a bug */
 	uint64_t yielded;       /* 1: the worker has made its last turn, and a successor may make the next one */
+	uint64_t regimes_ns[XSKD_REGIMES];
+	uint64_t cpu_ns[XSKD_CPUS];             /* what getrusage() says, over all processes of this place */
+	uint64_t context_switches[XSKD_SWITCHES];
+	uint64_t page_faults[XSKD_FAULTS];
+	uint64_t marks_wanted;  /* a reader adds 1: it has read the high-water marks and wants new ones */
+	uint64_t marks_begun;   /* the worker has begun those */
 	uint64_t intent;        /* what the worker is doing to a batch of frames, for a successor: frames.h */
 	struct xskd_port_counters ports[XSKD_MAX_PORTS];
 };
@@ -113,6 +158,9 @@ struct xskd_ring {
 	uint32_t size;          /* entries, a power of two */
 	uint32_t own;           /* our index; the other side's is read from the ring */
 };
+
+/* A range of ring levels: `from`, and `span` more. */
+struct xskd_quiet { uint32_t from, span; };
 
 struct xskd_umem {
 	uint8_t *area;
@@ -137,6 +185,15 @@ struct xskd_port {
 	uint32_t rx_side;       /* frames given to FILL and not yet taken from RX */
 	uint32_t tx_side;       /* frames submitted on TX and not yet completed */
 	uint32_t refilled;      /* frames posted on FILL since the kernel was last asked to look */
+	uint32_t submitted;     /* packets put on TX, likewise */
+	/* What is watched on the way, see observe.h. */
+	struct xskd_quiet quiet[XSKD_RINGS];    /* levels that are no news */
+	uint32_t highest[XSKD_RINGS];   /* entries, since the last publish */
+	uint32_t until_timed;   /* wakeups before the next one that is timed */
+	uint32_t until_sample;  /* bursts until the next packet that is timed; 0: there is one in RX */
+	uint32_t sample;        /* its index on RX, plus 1 */
+	uint64_t sample_since_ns;
+	uint64_t waking_ns;     /* in wakeups since the last publish, as far as they were timed */
 	uint64_t blocked_since_ns;      /* TX without room since then; 0: it has room */
 	int error;              /* errno that ended this port, 0 while it works */
 };
@@ -150,6 +207,9 @@ struct xskd_forward {
 	int control_fd;         /* wakes a sleeping loop; -1: none */
 	uint32_t control_ready; /* there is something to read on it: the run ended early */
 	uint64_t now_ns;        /* CLOCK_MONOTONIC of this turn */
+	uint64_t looked_ns;     /* of the look before: what this turn finds on RX has come since */
+	uint64_t spent_ns[XSKD_REGIMES];        /* since the last publish, waking not yet taken out */
+	uint64_t used[XSKD_CPUS + XSKD_SWITCHES + XSKD_FAULTS]; /* by this process, as last published */
 	uint64_t busy_until_ns; /* adaptive: do not sleep before */
 	struct xskd_counters *counters;
 };
@@ -184,6 +244,8 @@ int xskd_forward_run(struct xskd_forward *forward, uint64_t duration_ns);
 uint32_t xskd_forward_turn(struct xskd_forward *forward);
 /* Count where every frame is and publish it with the ring levels. Returns frames_unaccounted. */
 int64_t xskd_forward_publish(struct xskd_forward *forward);
+/* A reader has taken the high-water marks: the worker begins new ones within a slice. */
+void xskd_new_marks(struct xskd_counters *counters);
 /* Compare the owner byte of every frame with every ring entry, O(frames). Returns the number of
  * contradictions; 0 is the only good answer. For quiet moments: start, stop, tests. */
 uint32_t xskd_forward_audit(struct xskd_forward *forward);

@@ -7,6 +7,7 @@
  */
 #include "frames.h"
 
+#include "observe.h"
 #include "ring.h"
 
 /* All frames free; the first one taken will be frame 0. */
@@ -64,11 +65,6 @@ void __attribute__((cold)) frames_refuse(struct xskd_port *port, const struct xd
 	}
 }
 
-static inline uint32_t at_most(uint32_t n, uint32_t limit)
-{
-	return n < limit ? n : limit;
-}
-
 /* Rings move while we look, and the kernel publishes what it consumed late; what we gave and did not get
  * back is exact, so every level is bounded by it and the rest is in the kernel. */
 static void publish_port(const struct xskd_port *port, uint64_t *in)
@@ -108,6 +104,7 @@ int64_t xskd_forward_publish(struct xskd_forward *forward)
 		set(&counters->frames_in[place], in[place]);
 		unaccounted -= (int64_t)in[place];
 	}
+	observe_publish(forward);
 	set(&counters->frames, umem->frames);
 	set(&counters->frames_unaccounted, (uint64_t)(unaccounted < 0 ? -unaccounted : unaccounted));
 	__atomic_fetch_add(&counters->sequence, 1, __ATOMIC_RELEASE);

@@ -79,6 +79,11 @@ static inline void set(uint64_t *gauge, uint64_t value)
 	__atomic_store_n(gauge, value, __ATOMIC_RELAXED);
 }
 
+static inline uint32_t at_most(uint32_t n, uint32_t limit)
+{
+	return n < limit ? n : limit;
+}
+
 static inline void put_free(struct xskd_umem *umem, uint32_t frame)
 {
 	umem->owner[frame] = OWNER_FREE;
@@ -132,6 +137,9 @@ static inline bool sendable(uint64_t length, uint32_t max_length)
 {
 	return length - ETH_HLEN <= max_length - ETH_HLEN;
 }
+
+/* xskd_wakeup_tx for whoever knows how many descriptors wait on TX: at least one. */
+int port_wakeup_tx(struct xskd_port *port, uint32_t pending);
 
 /* An RX descriptor that is not what it should be: count it, and if it names a frame of this port, put
  * that where nobody uses it again. Only a broken kernel or driver gets here. */

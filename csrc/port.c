@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "frames.h"
+#include "observe.h"
 #include "ring.h"
 #include "syscalls.h"
 
@@ -41,6 +42,8 @@ uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wa
 	settle(port->umem);
 	port->rx_side -= kept;
 	port->umem->held += kept;
+	if (n)
+		count_batch(port->counters->rx_batches, n);
 	count(&port->counters->rx_packets, n);
 	count(&port->counters->rx_bytes, bytes);
 	return kept;
@@ -77,7 +80,10 @@ uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint
 		frames.owner[held[i].addr >> frames.shift] = (uint8_t)(OWNER_TX_SIDE | port->index);
 	settle(port->umem);
 	port->tx_side += sent;
+	port->submitted += sent;
 	port->umem->held -= sent;
+	if (sent)
+		count_batch(port->counters->tx_batches, sent);
 	count(&port->counters->tx_packets, sent);
 	count(&port->counters->tx_bytes, bytes);
 	return sent;
@@ -170,23 +176,23 @@ static int __attribute__((noinline, cold)) wakeup_failed(struct xskd_port *port,
 
 	switch (error) {
 	case EAGAIN:
-		count(&errors[XSKD_WAKEUP_EAGAIN], 1);
+		count(&errors[XSKD_ERROR_EAGAIN], 1);
 		return 0;
 	case EBUSY:     /* one frame is completed but was not sent: a drop like any other */
-		count(&errors[XSKD_WAKEUP_EBUSY], 1);
+		count(&errors[XSKD_ERROR_EBUSY], 1);
 		count(&port->counters->drops[XSKD_DROP_TX_REFUSED], 1);
 		return 0;
 	case ENOBUFS:
-		count(&errors[XSKD_WAKEUP_ENOBUFS], 1);
+		count(&errors[XSKD_ERROR_ENOBUFS], 1);
 		return 0;
 	case ENETDOWN:
-		count(&errors[XSKD_WAKEUP_ENETDOWN], 1);
+		count(&errors[XSKD_ERROR_ENETDOWN], 1);
 		return 0;
 	case ENXIO:
-		count(&errors[XSKD_WAKEUP_ENXIO], 1);
+		count(&errors[XSKD_ERROR_ENXIO], 1);
 		break;
 	default:
-		count(&errors[XSKD_WAKEUP_OTHER], 1);
+		count(&errors[XSKD_ERROR_OTHER], 1);
 	}
 	port->error = error;
 	return error;
@@ -194,22 +200,23 @@ static int __attribute__((noinline, cold)) wakeup_failed(struct xskd_port *port,
 
 /* Asks the kernel to send, as often as it makes headway: EAGAIN after its budget is the normal way of
  * copy mode, and every EBUSY took one frame off the ring. */
-int xskd_wakeup_tx(struct xskd_port *port)
+int port_wakeup_tx(struct xskd_port *port, uint32_t pending)
 {
 	struct xskd_ring *ring = &port->rings[XSKD_TX];
-	uint32_t pending = ring_used_by_producer(ring);
+	enum xskd_wakeup reason = port->submitted ? XSKD_WAKEUP_NEW : XSKD_WAKEUP_LEFT;
 
-	if (pending == 0)
-		return 0;
+	port->submitted = 0;
 	if (!ring_needs_wakeup(ring)) {
-		count(&port->counters->wakeups_tx_skipped, 1);
+		count(&port->counters->wakeups_skipped[XSKD_DIRECTION_TX], 1);
 		return 0;
 	}
 	for (int tries = 0; tries < WAKEUPS_PER_BURST; tries++) {
 		uint32_t before = pending;
-		int error = xskd_sys_wakeup_tx(port->fd);
+		int error = port->until_timed-- ? xskd_sys_wakeup_tx(port->fd) :
+			    observe_wakeup(port, XSKD_DIRECTION_TX, xskd_sys_wakeup_tx);
 
-		count(&port->counters->wakeups_tx, 1);
+		count(&port->counters->wakeups[reason], 1);
+		reason = XSKD_WAKEUP_AGAIN;
 		if (error && wakeup_failed(port, error))
 			return error;
 		pending = ring_used_by_producer(ring);
@@ -217,6 +224,13 @@ int xskd_wakeup_tx(struct xskd_port *port)
 			return 0;
 	}
 	return 0;
+}
+
+int xskd_wakeup_tx(struct xskd_port *port)
+{
+	uint32_t pending = ring_used_by_producer(&port->rings[XSKD_TX]);
+
+	return pending ? port_wakeup_tx(port, pending) : 0;
 }
 
 /* A driver that ran dry does not look at FILL again by itself; it sets the flag and waits. It may do so just
@@ -229,10 +243,11 @@ int xskd_wakeup_rx(struct xskd_port *port)
 	port->refilled = 0;
 	if (!ring_needs_wakeup(&port->rings[XSKD_FILL])) {
 		if (refilled)
-			count(&port->counters->wakeups_rx_skipped, 1);
+			count(&port->counters->wakeups_skipped[XSKD_DIRECTION_RX], 1);
 		return 0;
 	}
-	count(&port->counters->wakeups_rx, 1);
-	error = xskd_sys_wakeup_rx(port->fd);
+	count(&port->counters->wakeups[refilled ? XSKD_WAKEUP_REFILLED : XSKD_WAKEUP_DRY], 1);
+	error = port->until_timed-- ? xskd_sys_wakeup_rx(port->fd) :
+		observe_wakeup(port, XSKD_DIRECTION_RX, xskd_sys_wakeup_rx);
 	return error ? wakeup_failed(port, error) : 0;
 }

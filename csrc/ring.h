@@ -44,13 +44,18 @@ static inline uint32_t ring_used_by_consumer(const struct xskd_ring *ring)
 	return __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE) - ring->own;
 }
 
-/* Producer: slots that may be written now, at most `wanted`. */
-static inline uint32_t ring_reserve(const struct xskd_ring *ring, uint32_t wanted)
+/* Producer: slots beside the `used` ones, at most `wanted`. */
+static inline uint32_t ring_room(const struct xskd_ring *ring, uint32_t used, uint32_t wanted)
 {
-	uint32_t used = ring_used_by_producer(ring);
 	uint32_t room = used <= ring->size ? ring->size - used : 0;
 
 	return room < wanted ? room : wanted;
+}
+
+/* Producer: slots that may be written now, at most `wanted`. */
+static inline uint32_t ring_reserve(const struct xskd_ring *ring, uint32_t wanted)
+{
+	return ring_room(ring, ring_used_by_producer(ring), wanted);
 }
 
 /* Producer: the first n reserved slots are written; let the other side see them. */
@@ -60,14 +65,18 @@ static inline void ring_submit(struct xskd_ring *ring, uint32_t n)
 	__atomic_store_n(ring->producer, ring->own, __ATOMIC_RELEASE);
 }
 
-/* Consumer: entries that may be read now, at most `wanted`. */
-static inline uint32_t ring_peek(const struct xskd_ring *ring, uint32_t wanted)
+/* Consumer: entries out of `used` that may be read, at most `wanted`. */
+static inline uint32_t ring_given(const struct xskd_ring *ring, uint32_t used, uint32_t wanted)
 {
-	uint32_t used = ring_used_by_consumer(ring);
-
 	if (used > ring->size)
 		return 0;
 	return used < wanted ? used : wanted;
+}
+
+/* Consumer: entries that may be read now, at most `wanted`. */
+static inline uint32_t ring_peek(const struct xskd_ring *ring, uint32_t wanted)
+{
+	return ring_given(ring, ring_used_by_consumer(ring), wanted);
 }
 
 /* Consumer: the first n entries have been read; let the other side write there again. */

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 
@@ -26,6 +27,24 @@ int xskd_sys_wakeup_tx(int fd)
 int xskd_sys_wakeup_rx(int fd)
 {
 	return recvfrom(fd, NULL, 0, MSG_DONTWAIT, NULL, NULL) < 0 ? errno : 0;
+}
+
+static uint64_t ns_of(const struct timeval *time)
+{
+	return (uint64_t)time->tv_sec * NS_PER_S + (uint64_t)time->tv_usec * 1000;
+}
+
+void xskd_sys_usage(uint64_t used[6])
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);         /* cannot fail either */
+	used[0] = ns_of(&usage.ru_utime);
+	used[1] = ns_of(&usage.ru_stime);
+	used[2] = (uint64_t)usage.ru_nvcsw;
+	used[3] = (uint64_t)usage.ru_nivcsw;
+	used[4] = (uint64_t)usage.ru_majflt;
+	used[5] = (uint64_t)usage.ru_minflt;
 }
 
 int xskd_sys_poll(struct pollfd *fds, uint32_t n, uint64_t timeout_ns)

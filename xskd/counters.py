@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from xskd._forward import ffi, lib
@@ -32,12 +32,39 @@ def _names(prefix: str, enum: str) -> tuple[str, ...]:
 DROPS = _names("XSKD_DROP_", "xskd_drop")
 PLACES = _names("XSKD_PLACE_", "xskd_place")
 RINGS = _names("XSKD_", "xskd_ring_name")
-WAKEUP_ERRORS = tuple(name.upper() for name in _names("XSKD_WAKEUP_", "xskd_wakeup_error"))
+WAKEUPS = _names("XSKD_WAKEUP_", "xskd_wakeup")
+WAKEUP_ERRORS = tuple(name.upper() for name in _names("XSKD_ERROR_", "xskd_wakeup_error"))
+DIRECTIONS = _names("XSKD_DIRECTION_", "xskd_direction")
+REGIMES = _names("XSKD_REGIME_", "xskd_regime")
+# What the elements of an array are called; an array without names is a histogram.
+NAMES = {
+    "drops": DROPS,
+    "wakeups": WAKEUPS,
+    "wakeups_skipped": DIRECTIONS,
+    "wakeup_errors": WAKEUP_ERRORS,
+    "wakeup_ns": DIRECTIONS,
+    "ring_full": RINGS,
+    "ring_empty": RINGS,
+    "ring_entries": RINGS,
+    "ring_high_water": RINGS,
+    "frames_in": PLACES,
+    "regimes_ns": REGIMES,
+    "cpu_ns": _names("XSKD_CPU_", "xskd_cpu"),
+    "context_switches": _names("XSKD_SWITCH_", "xskd_switch"),
+    "page_faults": _names("XSKD_FAULT_", "xskd_fault"),
+}
+# The upper bounds of the histograms' buckets but the last, which has none: packets, and seconds.
+BATCH_BOUNDS = tuple(float(1 << n) for n in range(lib.XSKD_BATCHES - 1))
+TIME_BOUNDS = tuple((1 << lib.XSKD_TIMES_FIRST + n) / 1e9 for n in range(lib.XSKD_TIMES - 1))
 
 
 @dataclass(frozen=True)
 class PortCounters:
-    """One port's counters at one moment; packets, bytes, calls, frames or entries as csrc/forward.h says."""
+    """One port's counters at one moment; packets, bytes, calls, frames or entries as csrc/forward.h says.
+
+    `rx_batches`, `tx_batches`, `wakeup_tx_times`, `wakeup_rx_times` and `latency` are histograms: how many
+    fell into each bucket.
+    """
 
     rx_packets: int
     rx_bytes: int
@@ -45,15 +72,23 @@ class PortCounters:
     tx_bytes: int
     tx_completed: int
     drops: dict[str, int]
-    wakeups_tx: int
-    wakeups_rx: int
-    wakeups_tx_skipped: int
-    wakeups_rx_skipped: int
+    rx_batches: list[int]
+    tx_batches: list[int]
+    wakeups: dict[str, int]
+    wakeups_skipped: dict[str, int]
     wakeup_errors: dict[str, int]
     fill_starved: int
     tx_blocked: int
     completion_invalid: int
+    ring_full: dict[str, int]
+    ring_empty: dict[str, int]
+    wakeup_tx_times: list[int]
+    wakeup_rx_times: list[int]
+    wakeup_ns: dict[str, int]
+    latency: list[int]
+    latency_ns: int
     ring_entries: dict[str, int]
+    ring_high_water: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -67,7 +102,47 @@ class WorkerCounters:
     frames: int
     frames_in: dict[str, int]
     frames_unaccounted: int
+    regimes_ns: dict[str, int]
+    cpu_ns: dict[str, int]
+    context_switches: dict[str, int]
+    page_faults: dict[str, int]
     ports: tuple[PortCounters, ...]
+
+
+# A field's name, its first word in the struct, and the names of its elements: None for a plain number, () for
+# a histogram of so many buckets.
+Field = tuple[str, int, int, tuple[str, ...] | None]
+
+
+def _fields(struct: str, wanted: type) -> tuple[Field, ...]:
+    """Where a C struct of u64 has what a dataclass wants."""
+    found = []
+    known = dict(ffi.typeof(f"struct {struct}").fields)
+    for each in fields(wanted):
+        if each.name != "ports":
+            kind = known[each.name].type
+            names = NAMES.get(each.name, ()) if kind.kind == "array" else None
+            length = kind.length if kind.kind == "array" else 1
+            found.append((each.name, known[each.name].offset // WORD, length, names))
+    return tuple(found)
+
+
+WORD = 8
+PORT_WORDS = ffi.sizeof("struct xskd_port_counters") // WORD
+FIRST_PORT = ffi.offsetof("struct xskd_counters", "ports") // WORD
+PORT_FIELDS = _fields("xskd_port_counters", PortCounters)
+WORKER_FIELDS = _fields("xskd_counters", WorkerCounters)
+
+
+def _values(layout: tuple[Field, ...], words: memoryview, start: int) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, at, length, names in layout:
+        if names is None:
+            values[name] = words[start + at]
+        else:
+            part = words[start + at : start + at + length].tolist()
+            values[name] = dict(zip(names, part, strict=True)) if names else part
+    return values
 
 
 class CounterPage:
@@ -113,23 +188,23 @@ class CounterPage:
 
         Never waits for the worker: if it was stopped in the middle of publishing, what is there is returned.
         """
-        copy = ffi.new("struct xskd_counters *")
+        size = (FIRST_PORT + ports * PORT_WORDS) * WORD
         for _ in range(READ_TRIES):
             before = self.struct.sequence
-            ffi.memmove(copy, self.struct, ffi.sizeof("struct xskd_counters"))
+            copy = self._map[:size]
             if before % 2 == 0 and self.struct.sequence == before:
                 break
             time.sleep(READ_PAUSE)
+        words = memoryview(copy).cast("Q")
+        starts = range(FIRST_PORT, FIRST_PORT + ports * PORT_WORDS, PORT_WORDS)
         return WorkerCounters(
-            heartbeat_ns=copy.heartbeat_ns,
-            turns=copy.turns,
-            turns_idle=copy.turns_idle,
-            sleeps=copy.sleeps,
-            frames=copy.frames,
-            frames_in=dict(zip(PLACES, copy.frames_in, strict=True)),
-            frames_unaccounted=copy.frames_unaccounted,
-            ports=tuple(_read_port(copy.ports[index]) for index in range(ports)),
+            **_values(WORKER_FIELDS, words, 0),
+            ports=tuple(PortCounters(**_values(PORT_FIELDS, words, start)) for start in starts),
         )
+
+    def new_marks(self) -> None:
+        """The high-water marks have been read: let the worker begin new ones."""
+        lib.xskd_new_marks(self.struct)
 
     def close(self) -> None:
         """Unmap the page and close its descriptor."""
@@ -137,23 +212,3 @@ class CounterPage:
         ffi.release(self._buffer)
         self._map.close()
         os.close(self.fd)
-
-
-def _read_port(port: Any) -> PortCounters:
-    return PortCounters(
-        rx_packets=port.rx_packets,
-        rx_bytes=port.rx_bytes,
-        tx_packets=port.tx_packets,
-        tx_bytes=port.tx_bytes,
-        tx_completed=port.tx_completed,
-        drops=dict(zip(DROPS, port.drops, strict=True)),
-        wakeups_tx=port.wakeups_tx,
-        wakeups_rx=port.wakeups_rx,
-        wakeups_tx_skipped=port.wakeups_tx_skipped,
-        wakeups_rx_skipped=port.wakeups_rx_skipped,
-        wakeup_errors=dict(zip(WAKEUP_ERRORS, port.wakeup_errors, strict=True)),
-        fill_starved=port.fill_starved,
-        tx_blocked=port.tx_blocked,
-        completion_invalid=port.completion_invalid,
-        ring_entries=dict(zip(RINGS, port.ring_entries, strict=True)),
-    )

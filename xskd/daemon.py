@@ -164,8 +164,8 @@ class Supervisor:
         self._consider_ready()
         self._tell()
 
-    def status(self) -> DaemonStatus:
-        """The picture of this moment."""
+    def status(self, *, new_marks: bool = False) -> DaemonStatus:
+        """The picture of this moment; `new_marks`: the rings' high-water marks begin anew after it."""
         return DaemonStatus(
             version=__version__,
             pid=os.getpid(),
@@ -176,7 +176,7 @@ class Supervisor:
             paths=tuple(self.config.paths),
             waiting={path.name: [str(problem) for problem in path.problems] for path in self.plan.waiting},
             interfaces=tuple(self._interface(plan) for plan in self.plan.interfaces),
-            workers=tuple(slot.status() for slot in self._slots()),
+            workers=tuple(slot.status(new_marks=new_marks) for slot in self._slots()),
         )
 
     async def reload(self, *, dry: bool = False) -> list[str]:

@@ -1,30 +1,47 @@
-"""Prometheus: one table of all metrics, and the collector that fills it from one picture of the daemon.
+"""Prometheus: one table of all metrics, and the page that is made of it and one picture of the daemon.
 
 The table is the only place where a metric is named: docs/metrics.md is generated from it (`python -m
-xskd.metrics`), and tests hold the dashboard and the C counters against it. A scrape is served by a thread of
-prometheus-client and asks the supervisor's loop for one DaemonStatus; it must never touch a worker, a socket
-or a counter page itself, and never make them wait.
+xskd.metrics`), and tests hold the dashboards, the rules and the C counters against it. Nothing here asks
+anybody anything.
+
+The page is written here and not by prometheus-client, which needs five times as long for it
+(docs/decisions/0011-metrics-page.md); a test holds the two against each other.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import accumulate
 from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from xskd.errors import XskdError
+from xskd.counters import BATCH_BOUNDS, TIME_BOUNDS
 from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, WorkerStatus
 
-SCRAPE_TIMEOUT = 5.0  # seconds for the supervisor's loop to answer; Prometheus itself waits 10
 
-Value = float | Mapping[str, float]
+@dataclass(frozen=True)
+class Histogram:
+    """How many fell into each bucket, one more than there are bounds, and the sum of all."""
+
+    bounds: tuple[float, ...]
+    counts: list[int]
+    total: float
+
+    def cumulated(self) -> Iterable[tuple[str, int]]:
+        """Prometheus' buckets: how many were at most so large."""
+        return zip(_bounds(self.bounds), accumulate(self.counts), strict=True)
+
+
+@cache
+def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    return (*map(floatToGoString, bounds), "+Inf")
+
+
+# A tuple stands for several of the last labels.
+Value = float | Histogram | Mapping[str, float] | Mapping[tuple[str, ...], float] | Mapping[str, Histogram]
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,7 @@ class Row:
     """One metric. `read` gives its value for one subject, or a mapping from the last label's values to it."""
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     help: str
     read: Callable[[Any], Value]
@@ -54,6 +71,27 @@ def _by_mode(port: PortStatus) -> Mapping[str, float]:
 
 def _by_attach(interface: InterfaceStatus) -> Mapping[str, float]:
     return {mode: float(interface.attach == mode) for mode in ("native", "generic")}
+
+
+# Each reason for a wakeup, with the direction and the call that belong to it.
+WAKEUP_LABELS = {
+    "new": ("tx", "sendto", "new"),
+    "again": ("tx", "sendto", "again"),
+    "left": ("tx", "sendto", "left"),
+    "refilled": ("rx", "recvfrom", "refilled"),
+    "dry": ("rx", "recvfrom", "dry"),
+    "sleep": ("rx", "poll", "sleep"),
+}
+
+
+def _wakeups(port: PortStatus) -> Mapping[tuple[str, ...], float]:
+    return {WAKEUP_LABELS[reason]: calls for reason, calls in port.counters.wakeups.items()}
+
+
+def _wakeup_times(port: PortStatus) -> Mapping[str, Histogram]:
+    counts = {"tx": port.counters.wakeup_tx_times, "rx": port.counters.wakeup_rx_times}
+    sums = port.counters.wakeup_ns
+    return {way: Histogram(TIME_BOUNDS, counts[way], sums[way] / 1e9) for way in counts}
 
 
 # Per XSK: an interface's queue.
@@ -135,11 +173,73 @@ PORT_ROWS = (
         lambda p: p.counters.ring_entries,
     ),
     Row(
+        "xskd_ring_high_water_entries",
+        "gauge",
+        (*PORT, "ring"),
+        "Most entries that the worker found in the ring since the last scrape (with two Prometheus servers: "
+        "since either's). A rx or tx that comes near its size is about to lose packets, also where its "
+        "level looks harmless.",
+        lambda p: p.counters.ring_high_water,
+    ),
+    Row(
+        "xskd_ring_full",
+        "counter",
+        (*PORT, "ring"),
+        "Times that the worker found the ring full, and the time before not. Worry about rx (the kernel "
+        "drops what comes then), tx and completion (nothing can be sent); fill is meant to be full.",
+        lambda p: p.counters.ring_full,
+    ),
+    Row(
+        "xskd_ring_empty",
+        "counter",
+        (*PORT, "ring"),
+        "Times that the worker found the ring empty, and the time before not. Worry about fill: the kernel "
+        "drops what comes then. For rx, tx and completion it only says that all work is done.",
+        lambda p: p.counters.ring_empty,
+    ),
+    Row(
+        "xskd_rx_batch_packets",
+        "histogram",
+        PORT,
+        "Packets that one burst took from the RX ring. Small ones are good for latency; worry when they stay "
+        "near 64 (a burst's most): the worker is at its limit.",
+        lambda p: Histogram(BATCH_BOUNDS, p.counters.rx_batches, p.counters.rx_packets),
+    ),
+    Row(
+        "xskd_tx_batch_packets",
+        "histogram",
+        PORT,
+        "Packets that one burst put on the TX ring. Each burst costs at least one system call in copy mode.",
+        lambda p: Histogram(BATCH_BOUNDS, p.counters.tx_batches, p.counters.tx_packets),
+    ),
+    Row(
+        "xskd_latency_seconds",
+        "histogram",
+        PORT,
+        "Time that packets which came in here spent in the forwarder, of a sample (one burst in 17): from "
+        "the look at RX before the one that found them until the kernel has been told to send them, so at "
+        "most a turn too much. Not in it: how long the kernel takes to wake a sleeping worker. Worry when it "
+        "grows with the load: packets wait in RX.",
+        lambda p: Histogram(TIME_BOUNDS, p.counters.latency, p.counters.latency_ns / 1e9),
+    ),
+    Row(
         "xskd_wakeups",
         "counter",
+        (*PORT, "direction", "call", "reason"),
+        "System calls that asked the kernel to look at a ring. sendto for TX: new packets there; again, "
+        "the call before sent only a part (its budget); left, an earlier turn could not get them sent. "
+        "recvfrom for FILL: refilled, new frames there; dry, nothing comes and the driver still asks. poll, "
+        "which wakes the driver as well: sleep. Worry about left: the egress does not take what it gets.",
+        _wakeups,
+    ),
+    Row(
+        "xskd_wakeup_seconds",
+        "histogram",
         (*PORT, "direction"),
-        "System calls that asked the kernel to look at a ring: tx sendto(), rx recvfrom().",
-        lambda p: {"tx": p.counters.wakeups_tx, "rx": p.counters.wakeups_rx},
+        "Time inside those calls, of a sample (one call in 17). In copy mode the kernel does its whole work "
+        "for the packets in there. Compare it with the packets per wakeup: busy polling pays off where calls "
+        "are many and short.",
+        _wakeup_times,
     ),
     Row(
         "xskd_wakeups_skipped",
@@ -147,7 +247,7 @@ PORT_ROWS = (
         (*PORT, "direction"),
         "Times that a ring had something new and the kernel did not ask for a call (need_wakeup "
         "clear). In copy mode tx is never skipped.",
-        lambda p: {"tx": p.counters.wakeups_tx_skipped, "rx": p.counters.wakeups_rx_skipped},
+        lambda p: p.counters.wakeups_skipped,
     ),
     Row(
         "xskd_wakeup_errors",
@@ -254,6 +354,39 @@ WORKER_ROWS = (
         lambda w: w.counters.sleeps,
     ),
     Row(
+        "xskd_loop_seconds",
+        "counter",
+        (*WORKER, "regime"),
+        "What the worker's loop spends its time on: working, turns that moved frames; spinning, turns that "
+        "found nothing; sleeping, in poll(); waking, in calls that wake the kernel (estimated from those "
+        "that were timed). Worry when working and waking together come near 1: the worker is at its limit.",
+        lambda w: {regime: ns / 1e9 for regime, ns in w.counters.regimes_ns.items()},
+    ),
+    Row(
+        "xskd_worker_cpu_seconds",
+        "counter",
+        (*WORKER, "mode"),
+        "CPU time of the worker's processes, user and system. In copy mode nearly all is system. Worry when "
+        "much less is used than the loop's seconds without sleeping: others take its CPU.",
+        lambda w: {mode: ns / 1e9 for mode, ns in w.counters.cpu_ns.items()},
+    ),
+    Row(
+        "xskd_worker_context_switches",
+        "counter",
+        (*WORKER, "kind"),
+        "Times that the worker gave up its CPU to sleep (voluntary) or lost it to others (involuntary). "
+        "Worry about many involuntary ones: give the worker a CPU of its own, with `cpus`.",
+        lambda w: w.counters.context_switches,
+    ),
+    Row(
+        "xskd_worker_page_faults",
+        "counter",
+        (*WORKER, "kind"),
+        "Page faults of the worker's processes: minor ones come with each start; major ones read from a "
+        "disk. Worry when either grows while no worker starts.",
+        lambda w: w.counters.page_faults,
+    ),
+    Row(
         "xskd_frames",
         "gauge",
         (*WORKER, "state"),
@@ -343,8 +476,8 @@ DAEMON_ROWS = (
 TABLE = (*PORT_ROWS, *WORKER_ROWS, *INTERFACE_ROWS, *DAEMON_ROWS)
 
 
-def families(status: DaemonStatus) -> Iterable[Metric]:
-    """The whole table filled in from one picture."""
+def page(status: DaemonStatus) -> str:
+    """The whole table filled in from one picture, in Prometheus' text format."""
     ports = [
         ((worker.path, port.interface, str(port.queue)), port)
         for worker in status.workers
@@ -352,79 +485,53 @@ def families(status: DaemonStatus) -> Iterable[Metric]:
     ]
     workers = [(worker_labels(worker), worker) for worker in status.workers]
     interfaces = [((interface.path, interface.name), interface) for interface in status.interfaces]
-    for rows, subjects in (
-        (PORT_ROWS, ports),
-        (WORKER_ROWS, workers),
-        (INTERFACE_ROWS, interfaces),
-        (DAEMON_ROWS, [((), status)]),
+    lines: list[str] = []
+    for rows, names, subjects in (
+        (PORT_ROWS, PORT, ports),
+        (WORKER_ROWS, WORKER, workers),
+        (INTERFACE_ROWS, INTERFACE, interfaces),
+        (DAEMON_ROWS, (), [((), status)]),
     ):
+        labelled = [(_labels(names, values), subject) for values, subject in subjects]
         for row in rows:
-            yield _family(row, subjects)
+            lines += (f"# HELP {row.exposed} {_escaped(row.help)}", f"# TYPE {row.exposed} {row.kind}")
+            for labels, subject in labelled:
+                lines += _samples(row, row.labels[len(names) :], labels, row.read(subject))
+    return "\n".join(lines) + "\n"
+
+
+def _samples(row: Row, names: tuple[str, ...], labels: str, value: Value) -> Iterator[str]:
+    """The lines of one subject; `names` are the labels that it does not have itself."""
+    for last, one in value.items() if isinstance(value, Mapping) else (((), value),):
+        all_labels = labels + _labels(names, (last,) if isinstance(last, str) else last)
+        if not isinstance(one, Histogram):
+            yield f"{row.exposed}{{{all_labels}}} {_number(one)}"
+            continue
+        for bound, number in one.cumulated():
+            yield f'{row.name}_bucket{{{all_labels}le="{bound}"}} {number}'
+        yield f"{row.name}_sum{{{all_labels}}} {_number(one.total)}"
+        yield f"{row.name}_count{{{all_labels}}} {sum(one.counts)}"
+
+
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """Each followed by a comma, which the format allows after the last one too."""
+    return "".join(
+        [f'{name}="{_escaped(value, quote=True)}",' for name, value in zip(names, values, strict=True)]
+    )
+
+
+def _escaped(text: str, *, quote: bool = False) -> str:
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if quote else text
+
+
+def _number(value: float) -> str:
+    return str(value if isinstance(value, int) else floatToGoString(value))  # type: ignore[no-untyped-call]
 
 
 def worker_labels(worker: WorkerStatus) -> tuple[str, str]:
     """Path and queue that stand for a worker."""
     return worker.path, str(worker.ports[0].queue)
-
-
-def _family(row: Row, subjects: Iterable[tuple[tuple[str, ...], Any]]) -> Metric:
-    made = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
-    family = made(row.name, row.help, labels=row.labels)
-    for labels, subject in subjects:
-        value = row.read(subject)
-        if isinstance(value, Mapping):
-            for last, number in value.items():
-                family.add_metric([*labels, last], number)
-        else:
-            family.add_metric(labels, value)
-    return family
-
-
-class StatusCollector(Collector):
-    """Asks the supervisor's loop for one picture per scrape."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, status: Callable[[], DaemonStatus]) -> None:
-        self._loop, self._status = loop, status
-
-    def collect(self) -> Iterable[Metric]:
-        """The table's metrics; raises TimeoutError (and the scrape fails) if the loop does not answer."""
-        return families(self._picture())
-
-    def _picture(self) -> DaemonStatus:
-        answer: concurrent.futures.Future[DaemonStatus] = concurrent.futures.Future()
-
-        def take() -> None:
-            if answer.set_running_or_notify_cancel():
-                try:
-                    answer.set_result(self._status())
-                except XskdError as error:
-                    answer.set_exception(error)
-
-        self._loop.call_soon_threadsafe(take)
-        return answer.result(SCRAPE_TIMEOUT)
-
-
-class Endpoint:
-    """`/metrics` on host and port, served by threads of its own. OSError if it cannot listen there."""
-
-    def __init__(
-        self,
-        listen: tuple[str, int],
-        loop: asyncio.AbstractEventLoop,
-        status: Callable[[], DaemonStatus],
-    ) -> None:
-        registry = CollectorRegistry(auto_describe=False)
-        host, port = listen
-        self._server, self._thread = start_http_server(port, host, registry)
-        registry.register(StatusCollector(loop, status))
-
-    def close(self) -> None:
-        """Stop serving. Does not wait for the thread, which may take half a second to notice."""
-        threading.Thread(target=self._shut, daemon=True).start()
-
-    def _shut(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def as_markdown() -> str:

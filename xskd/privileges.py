@@ -54,6 +54,8 @@ ALLOWED: tuple[str | Only, ...] = (
     *(Only("mmap", 2, 0, mask=mmap.PROT_EXEC), "munmap", "brk", "futex"),
     # Time. Most machines answer without a call; some clock sources cannot. Pauses go on after a SIGSTOP.
     *("clock_gettime", "clock_nanosleep", "nanosleep", "restart_syscall"),
+    # What it has used, for the counters: 0 is itself.
+    Only("getrusage", 0, 0),
     # Its own CPU, which the supervisor may tell it to change: 0 is itself.
     *(Only(call, 0, 0) for call in ("sched_setaffinity", "sched_getaffinity")),
     # Its end: signal handlers, last words on standard error, exit.

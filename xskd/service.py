@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from pathlib import Path
 
 from xskd import config, inheritance, logs, machine
 from xskd.control import ControlServer
 from xskd.daemon import Supervisor
+from xskd.endpoint import Endpoint
 from xskd.errors import ConfigError, XskdError
 from xskd.machine import Outlook
-from xskd.metrics import Endpoint
 from xskd.plan import Plan
 from xskd.store import Store
 
@@ -100,7 +101,9 @@ class Surroundings:
         new = None
         if address is not None:
             try:
-                new = Endpoint(address, asyncio.get_running_loop(), self._supervisor.status)
+                new = Endpoint(
+                    address, asyncio.get_running_loop(), partial(self._supervisor.status, new_marks=True)
+                )
             except OSError as error:
                 host, port = address
                 raise XskdError(

@@ -201,9 +201,11 @@ class Slot:
         age = self.heartbeat_age()
         return time.monotonic() - self.since if age is None else age
 
-    def status(self) -> WorkerStatus:
-        """The picture of this moment."""
+    def status(self, *, new_marks: bool = False) -> WorkerStatus:
+        """The picture of this moment; `new_marks`: the rings' high-water marks begin anew after it."""
         counters = self.page.read(len(self.plan.ports))
+        if new_marks:
+            self.page.new_marks()
         kernel = self._kernel()
         ports = tuple(
             PortStatus(

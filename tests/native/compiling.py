@@ -13,7 +13,10 @@ BUILD = HERE / "build"
 OPTIMISE: list[str] = runpy.run_path(str(CSRC / "build.py"))["OPTIMISE"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # All of the data plane but syscalls.c, whose part the fake kernel plays.
-COMMON = [HERE / "fake_kernel.c", *(CSRC / f"{name}.c" for name in ("forward", "port", "frames", "adopt"))]
+COMMON = [
+    HERE / "fake_kernel.c",
+    *(CSRC / f"{name}.c" for name in ("forward", "port", "frames", "observe", "adopt")),
+]
 VARIANTS = {
     "plain": [*OPTIMISE, *WARNINGS, "-g"],
     "sanitized": [*OPTIMISE, *WARNINGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

@@ -329,6 +329,11 @@ static short events_of(const struct fake_port *fake)
 	return events;
 }
 
+void xskd_sys_usage(uint64_t used[6])
+{
+	memcpy(used, current->usage, sizeof(current->usage));
+}
+
 int xskd_sys_poll(struct pollfd *fds, uint32_t n, uint64_t timeout_ns)
 {
 	int ready = 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A kernel made of plain memory: rings, a UMEM and the other side of each ring, so that the loop can be
- * driven to any state and counted instruction by instruction. It stands in for the four functions of
+ * driven to any state and counted instruction by instruction. It stands in for the functions of
  * csrc/syscalls.h and records what it was asked. The real kernel is tried in tests/kernel.
  *
  * It behaves as copy mode does: a wakeup sends at most a budget and says EAGAIN when there is more, sends
@@ -53,6 +53,7 @@ struct fake {
 	uint32_t delivered;     /* packets so far; each carries its number */
 	void (*on_wire)(struct fake_port *port, const uint8_t *packet, uint32_t length);
 	uint64_t now_ns, tick_ns;       /* every look at the clock takes a tick */
+	uint64_t usage[6];      /* what xskd_sys_usage says */
 	uint32_t polls, now_calls;
 	uint64_t slept_ns, timeout_ns;  /* all of it, and of the last poll */
 	int poll_answer;        /* -errno of every poll, 0: as it goes */
@@ -82,5 +83,17 @@ uint32_t fake_send(struct fake_port *port, uint32_t n);
 int fake_wakeup_tx(int fd);
 /* The byte that packet `number` carries at `offset` when it arrives. */
 uint8_t fake_byte(uint32_t number, uint32_t offset);
+
+/* System calls that the loop says it has made, for whatever reason. */
+static inline uint64_t wakeups_tx(const struct xskd_port_counters *counters)
+{
+	return counters->wakeups[XSKD_WAKEUP_NEW] + counters->wakeups[XSKD_WAKEUP_AGAIN] +
+	       counters->wakeups[XSKD_WAKEUP_LEFT];
+}
+
+static inline uint64_t wakeups_rx(const struct xskd_port_counters *counters)
+{
+	return counters->wakeups[XSKD_WAKEUP_REFILLED] + counters->wakeups[XSKD_WAKEUP_DRY];
+}
 
 #endif

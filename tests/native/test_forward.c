@@ -67,9 +67,9 @@ TEST(counters_of_a_packet)
 	fake_deliver(&fake->ports[0], 1, 100);
 	CHECK(turn(fake));
 	EQUAL(fake->ports[1].sent, 1);          /* one in, one out, in the same turn */
-	EQUAL(out->wakeups_tx, 1);
+	EQUAL(wakeups_tx(out), 1);
 	turn(fake);
-	EQUAL(out->wakeups_tx, 1);
+	EQUAL(wakeups_tx(out), 1);
 	EQUAL(in->rx_packets, 1);
 	EQUAL(in->rx_bytes, 100);
 	EQUAL(out->tx_packets, 1);
@@ -345,8 +345,8 @@ TEST(wakeup_is_repeated_while_it_makes_headway)
 	fake_deliver(&fake->ports[0], 64, 60);
 	turn(fake);
 	EQUAL(fake->ports[1].sent, 64);
-	EQUAL(out->wakeups_tx, 4);
-	EQUAL(out->wakeup_errors[XSKD_WAKEUP_EAGAIN], 3);
+	EQUAL(wakeups_tx(out), 4);
+	EQUAL(out->wakeup_errors[XSKD_ERROR_EAGAIN], 3);
 	done(fake);
 }
 
@@ -358,10 +358,10 @@ TEST(wakeup_stops_without_headway_and_without_end)
 	fake->ports[1].tx_budget = 0;
 	fake_deliver(&fake->ports[0], 64, 60);
 	turn(fake);
-	EQUAL(out->wakeups_tx, 1);
+	EQUAL(wakeups_tx(out), 1);
 	fake->ports[1].tx_budget = 1;
 	turn(fake);
-	EQUAL(out->wakeups_tx, 1 + 8);          /* a bounded number for each burst */
+	EQUAL(wakeups_tx(out), 1 + 8);          /* a bounded number for each burst */
 	EQUAL(fake->ports[1].sent, 8);
 	done(fake);
 }
@@ -393,8 +393,8 @@ TEST(busy_is_a_packet_refused_by_the_driver)
 	fake_deliver(&fake->ports[0], 10, 60);
 	turn(fake);
 	EQUAL(fake->ports[1].sent, 8);
-	EQUAL(out->wakeups_tx, 3);
-	EQUAL(out->wakeup_errors[XSKD_WAKEUP_EBUSY], 2);
+	EQUAL(wakeups_tx(out), 3);
+	EQUAL(out->wakeup_errors[XSKD_ERROR_EBUSY], 2);
 	check_drops(fake, 1, XSKD_DROP_TX_REFUSED, 2);
 	EQUAL(out->tx_packets, 10);
 	turn(fake);
@@ -405,8 +405,8 @@ TEST(busy_is_a_packet_refused_by_the_driver)
 TEST(temporary_errors_pass)
 {
 	static const struct { int error; enum xskd_wakeup_error counter; } errors[] = {
-		{ EAGAIN, XSKD_WAKEUP_EAGAIN }, { ENOBUFS, XSKD_WAKEUP_ENOBUFS },
-		{ ENETDOWN, XSKD_WAKEUP_ENETDOWN },
+		{ EAGAIN, XSKD_ERROR_EAGAIN }, { ENOBUFS, XSKD_ERROR_ENOBUFS },
+		{ ENETDOWN, XSKD_ERROR_ENETDOWN },
 	};
 
 	for (size_t i = 0; i < LENGTH(errors); i++) {
@@ -417,7 +417,7 @@ TEST(temporary_errors_pass)
 		fake_deliver(&fake->ports[0], 10, 60);
 		turn(fake);
 		EQUAL(fake->ports[1].sent, 0);
-		EQUAL(out->wakeups_tx, 1);              /* no headway: not again in this turn */
+		EQUAL(wakeups_tx(out), 1);              /* no headway: not again in this turn */
 		EQUAL(out->wakeup_errors[errors[i].counter], 1);
 		EQUAL(fake->ports[1].port.error, 0);
 		turn(fake);
@@ -435,12 +435,12 @@ TEST(no_call_where_the_kernel_asks_for_none)
 	fake_deliver(&fake->ports[0], 10, 60);
 	turn(fake);
 	EQUAL(fake->ports[1].tx_calls, 0);
-	EQUAL(fake->counters.ports[1].wakeups_tx, 0);
-	EQUAL(fake->counters.ports[1].wakeups_tx_skipped, 1);
+	EQUAL(wakeups_tx(&fake->counters.ports[1]), 0);
+	EQUAL(fake->counters.ports[1].wakeups_skipped[XSKD_DIRECTION_TX], 1);
 	EQUAL(fake_send(&fake->ports[1], 64), 10);
 	turn(fake);
-	EQUAL(fake->counters.ports[0].wakeups_rx, 0);
-	EQUAL(fake->counters.ports[0].wakeups_rx_skipped, 1);
+	EQUAL(wakeups_rx(&fake->counters.ports[0]), 0);
+	EQUAL(fake->counters.ports[0].wakeups_skipped[XSKD_DIRECTION_RX], 1);
 	EQUAL(fake->ports[0].rx_calls, 0);
 	done(fake);
 }

@@ -19,6 +19,7 @@ PACKETS = 64_000  # that bench_turn sends
 COUNTED = "xskd_forward_turn"
 LEFT_OUT = ("xskd_sys_wakeup_tx", "xskd_sys_wakeup_rx")  # a toggle inside a toggle: off
 GROWTH = 1.05
+OBSERVING = 1.10  # all that csrc/observe.h does may cost so much; docs/decisions/0012-observing.md
 
 
 def instructions_per_packet(action: str, callgrind_out: Path | str = "/dev/null") -> float:
@@ -40,7 +41,7 @@ def test_instructions_per_packet(action: str) -> None:
     figure, recorded = instructions_per_packet(action), RECORDED[action]
     print(f"{action}: {figure:.2f} instructions a packet (recorded {recorded['instructions']})")
     assert figure <= recorded["instructions"] * GROWTH, "grown by more than 5 %"
-    assert figure <= recorded["target"]
+    assert figure <= recorded["without_observing"] * OBSERVING, "what is watched costs too much"
 
 
 if __name__ == "__main__":

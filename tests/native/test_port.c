@@ -306,10 +306,10 @@ TEST(rx_is_woken_as_often_as_the_kernel_asks)
 	struct xskd_port_counters *counters = &fake->counters.ports[0];
 
 	EQUAL(xskd_wakeup_rx(&port->port), 0);          /* nothing was refilled: not even looked at */
-	EQUAL(counters->wakeups_rx_skipped, 0);
+	EQUAL(counters->wakeups_skipped[XSKD_DIRECTION_RX], 0);
 	xskd_refill(&port->port);
 	EQUAL(xskd_wakeup_rx(&port->port), 0);
-	EQUAL(counters->wakeups_rx_skipped, 1);
+	EQUAL(counters->wakeups_skipped[XSKD_DIRECTION_RX], 1);
 	EQUAL(port->rx_calls, 0);
 	port->flags[XSKD_FILL] = XDP_RING_NEED_WAKEUP;
 	fake_deliver(port, 1, 60);
@@ -317,13 +317,13 @@ TEST(rx_is_woken_as_often_as_the_kernel_asks)
 	EQUAL(xskd_wakeup_rx(&port->port), 0);
 	EQUAL(xskd_wakeup_rx(&port->port), 0);          /* the flag may have been set after the first look */
 	EQUAL(port->rx_calls, 2);
-	EQUAL(counters->wakeups_rx, 2);
+	EQUAL(wakeups_rx(counters), 2);
 	fake_deliver(port, 1, 60);
 	xskd_refill(&port->port);
 	port->rx_answer = EINVAL;
 	EQUAL(xskd_wakeup_rx(&port->port), EINVAL);
 	EQUAL(port->port.error, EINVAL);
-	EQUAL(counters->wakeup_errors[XSKD_WAKEUP_OTHER], 1);
+	EQUAL(counters->wakeup_errors[XSKD_ERROR_OTHER], 1);
 	fake_free(fake);
 }
 
@@ -335,22 +335,22 @@ TEST(tx_is_woken_only_with_something_to_send_and_when_asked)
 
 	EQUAL(xskd_wakeup_tx(&port->port), 0);
 	EQUAL(port->tx_calls, 0);
-	EQUAL(counters->wakeups_tx_skipped, 0);
+	EQUAL(counters->wakeups_skipped[XSKD_DIRECTION_TX], 0);
 	take_packets(fake, 1);
 	xskd_transmit(&port->port, held, 1);
 	port->flags[XSKD_TX] = 0;
 	EQUAL(xskd_wakeup_tx(&port->port), 0);
 	EQUAL(port->tx_calls, 0);
-	EQUAL(counters->wakeups_tx_skipped, 1);
+	EQUAL(counters->wakeups_skipped[XSKD_DIRECTION_TX], 1);
 	port->port.rings[XSKD_TX].flags = NULL;         /* a kernel without the flag never sleeps */
 	EQUAL(xskd_wakeup_tx(&port->port), 0);
 	EQUAL(port->tx_calls, 0);
-	EQUAL(counters->wakeups_tx_skipped, 2);
+	EQUAL(counters->wakeups_skipped[XSKD_DIRECTION_TX], 2);
 	port->port.rings[XSKD_TX].flags = &port->flags[XSKD_TX];
 	port->flags[XSKD_TX] = XDP_RING_NEED_WAKEUP;
 	EQUAL(xskd_wakeup_tx(&port->port), 0);
 	EQUAL(port->tx_calls, 1);
-	EQUAL(counters->wakeups_tx, 1);
+	EQUAL(wakeups_tx(counters), 1);
 	check_frames(fake);
 	fake_free(fake);
 }

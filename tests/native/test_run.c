@@ -153,7 +153,7 @@ TEST(unsent_packets_are_tried_again_every_millisecond)
 		fake_answer(&fake->ports[1], ENETDOWN);
 	fake_deliver(&fake->ports[0], 10, 60);
 	EQUAL(run(fake, 20 * MS), 0);
-	EQUAL(fake->counters.ports[1].wakeup_errors[XSKD_WAKEUP_ENETDOWN], 5);
+	EQUAL(fake->counters.ports[1].wakeup_errors[XSKD_ERROR_ENETDOWN], 5);
 	EQUAL(fake->ports[1].sent, 10);
 	CHECK(fake->counters.sleeps <= 8);
 	done(fake);
@@ -179,8 +179,8 @@ TEST(the_control_fd_ends_a_run)
 TEST(a_port_that_died_ends_the_run)
 {
 	static const struct { int error; enum xskd_wakeup_error counter; } errors[] = {
-		{ ENXIO, XSKD_WAKEUP_ENXIO }, { EINVAL, XSKD_WAKEUP_OTHER }, { EOPNOTSUPP, XSKD_WAKEUP_OTHER },
-		{ EPERM, XSKD_WAKEUP_OTHER },
+		{ ENXIO, XSKD_ERROR_ENXIO }, { EINVAL, XSKD_ERROR_OTHER }, { EOPNOTSUPP, XSKD_ERROR_OTHER },
+		{ EPERM, XSKD_ERROR_OTHER },
 	};
 
 	for (size_t i = 0; i < LENGTH(errors); i++) {
