@@ -1,4 +1,4 @@
-"""The command line: `xskd run | check | reload | status | cleanup | schema`.
+"""The command line: `xskd run | check | doctor | reload | status | cleanup | schema`.
 
 The only module that prints to standard output and the only one that picks an exit status:
 
@@ -6,6 +6,7 @@ The only module that prints to standard output and the only one that picks an ex
     1   a bug: a traceback is above; please report it
     2   the configuration is wrong, or the command line is
     3   nothing could be started, or no daemon answers
+    4   `doctor` has found what will fail
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from xskd import __version__
-from xskd.errors import ConfigError, XskdError
+from xskd.errors import ConfigError, Problem, XskdError
 
-EXIT_OK, EXIT_CONFIG, EXIT_UNAVAILABLE = 0, 2, 3
+EXIT_OK, EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_FAIL = 0, 2, 3, 4
 # Each verb imports what it needs when it runs: `xskd status` must not wait for the daemon's libraries.
 # ruff: noqa: PLC0415
 DEFAULT_CONFIG = Path("/etc/xskd/xskd.yaml")
@@ -63,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="check a configuration against this machine and show its plan")
     check.add_argument("config", type=Path, nargs="?", default=DEFAULT_CONFIG, metavar="FILE")
     check.set_defaults(verb=_check)
+    doctor = verbs.add_parser("doctor", help="look for everything that makes AF_XDP fail in practice")
+    doctor.add_argument("config", type=Path, nargs="?", metavar="FILE")
+    doctor.add_argument("--fix", action="store_true", help="mend what can be undone, and say how")
+    doctor.add_argument("--json", action="store_true", help="every finding for a program")
+    doctor.set_defaults(verb=_doctor)
     reload = verbs.add_parser("reload", help="have the running daemon read its configuration again")
     reload.add_argument("--dry-run", action="store_true", help="only say what it would do")
     reload.add_argument("--socket", type=Path, metavar="PATH", help="its control socket")
@@ -93,6 +99,31 @@ def _check(options: argparse.Namespace) -> int:
 
     show.plan(machine.look(config.load(options.config)).plan.insist())
     return EXIT_OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from xskd import config, doctor, examine, show
+
+    file, note = options.config, ""
+    if file is None and not DEFAULT_CONFIG.exists():
+        if options.fix:
+            why = "does not exist, and --fix is for the interfaces of a configuration only"
+            raise ConfigError([Problem(str(DEFAULT_CONFIG), 0, "", why)])
+        wanted, left = examine.defaults()
+        note = f"no {DEFAULT_CONFIG} yet: every interface is looked at with the defaults"
+        note += f", but {', '.join(left)}, which the default route leads over" if left else ""
+    else:
+        file = file or DEFAULT_CONFIG
+        wanted = config.load(file)
+    findings = doctor.diagnose(examine.examine(wanted))
+    done = doctor.mend(findings) if options.fix else []
+    if done:
+        findings = doctor.diagnose(examine.examine(wanted))
+    if options.json:
+        print(json.dumps(doctor.shape(file and str(file), findings, done), indent=2))
+    else:
+        show.doctor(findings, done, note)
+    return EXIT_FAIL if doctor.worst(findings) == "FAIL" else EXIT_OK
 
 
 def _reload(options: argparse.Namespace) -> int:

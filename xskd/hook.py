@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,22 @@ AttachMode = Literal["native", "generic"]
 PROGRAM = "xskd"  # the function in bpf/xdp_prog.bpf.c, which gives the program its name
 
 lib.xskd_libbpf_init()
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """One program on an interface; `name` is None where only CAP_SYS_ADMIN may see it."""
+
+    program: int
+    mode: AttachMode
+    name: str | None
+
+
+def tenants(ifindex: int) -> tuple[Tenant, ...]:
+    """Every program attached to an interface of this network namespace, whoever's. Raises XdpError."""
+    attached = _attached(ifindex)
+    modes: tuple[tuple[int, AttachMode], ...] = ((attached.drv, "native"), (attached.skb, "generic"))
+    return tuple(Tenant(number, mode, _name_of(number)) for number, mode in modes if number)
 
 
 def cleanup(interface: str, *, ifindex: int | None = None) -> int | None:
@@ -99,6 +116,19 @@ def _attached(ifindex: int) -> ffi.CData:
     if (result := lib.xskd_attached_to(ifindex, attached)) < 0:
         raise libbpf_error("bpf_xdp_query", -result, detail=f"interface {ifindex}")
     return attached
+
+
+def _name_of(number: int) -> str | None:
+    program = lib.bpf_prog_get_fd_by_id(number)
+    if program < 0:
+        return None
+    try:
+        info = ffi.new("struct xskd_program_info *")
+        if lib.xskd_program_info_of(program, info) < 0:
+            return None
+        return str(ffi.string(info.name).decode(errors="replace"))
+    finally:
+        os.close(program)
 
 
 def _remove(interface: str, ifindex: int, number: int, flags: int, call: str) -> None:

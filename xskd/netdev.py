@@ -72,22 +72,22 @@ def _read_device(name: str, route: Any, ethtool: Any, default: set[int]) -> NetD
         raise
     except NoSuchDevice:  # it went away between the two questions
         return None
-    bus_device = _bus_device(link)
+    bus = bus_device(link)
     return NetDevice(
         name=name,
         ifindex=link["index"],
         mtu=link.get("mtu"),
         up=bool(link["flags"] & IFF_UP),
         carrier=bool(link.get("carrier")),
-        driver=_driver(bus_device) or link.get(("linkinfo", "kind")) or "",
+        driver=_driver(bus) or link.get(("linkinfo", "kind")) or "",
         mac=link.get("address") or "",
         queues=rx,
         tx_queues=tx,
-        numa_node=_numa_node(bus_device),
+        numa_node=_numa_node(bus),
         xdp_prog_id=_xdp_prog_id(link),
         default_route=link["index"] in default,
         max_queues=max(link.get("num_rx_queues"), rx),
-        takes_all=bool(link.get("promiscuity")) or not bus_device,
+        takes_all=bool(link.get("promiscuity")) or not bus,
     )
 
 
@@ -115,7 +115,7 @@ def _xdp_prog_id(link: Any) -> int | None:
     return next(filter(None, ids), None)
 
 
-def _bus_device(link: Any) -> Path | None:
+def bus_device(link: Any) -> Path | None:
     """The device behind a link, below /sys/bus, or None for a virtual link."""
     bus, device = link.get("parent_dev_bus_name"), link.get("parent_dev_name")
     return Path("/sys/bus", bus, "devices", device).resolve() if bus and device else None

@@ -320,12 +320,12 @@ def _interface_problems(config: Config, name: str, device: NetDevice) -> Iterato
     if problem := _hook_problem(config, device):
         yield problem
     selected = _selected(config.interfaces[name], device)
-    mend = f"run `{_set_queues(device, max(selected) + 1)}`"
+    mend = f"run `{set_queues(device, max(selected) + 1)}`"
     beyond = [queue for queue in selected if queue >= device.queues]
-    have = f"{name} has {_counted(device.queues, 'queue')} ({_listed(range(device.queues))})"
-    have_tx = f"{name} has {_counted(device.tx_queues, 'TX queue')}"
+    have = f"{name} has {counted(device.queues, 'queue')} ({listed(range(device.queues))})"
+    have_tx = f"{name} has {counted(device.tx_queues, 'TX queue')}"
     if beyond:
-        why = f"{have}, so no queue {_listed(beyond)}; choose among those or {mend}"
+        why = f"{have}, so no queue {listed(beyond)}; choose among those or {mend}"
         yield config.problem((*key, "queues"), why)
     elif max(selected) >= device.tx_queues:
         why = (
@@ -353,7 +353,7 @@ def _cpu_problems(config: Config, name: str, path: PathConfig, cpus: Sequence[in
     if missing:
         yield config.problem(
             ("paths", name, "cpus"),
-            f"this process may not use CPU {_listed(missing)}; it may use {_listed(sorted(cpus))}",
+            f"this process may not use CPU {listed(missing)}; it may use {listed(sorted(cpus))}",
         )
 
 
@@ -367,7 +367,7 @@ def _width_problems(
     if counts[fewest] == counts[most]:
         return
     if devices[fewest].queues < counts[most]:
-        mend = f"run `{_set_queues(devices[fewest], counts[most])}`"
+        mend = f"run `{set_queues(devices[fewest], counts[most])}`"
     else:
         mend = f"select {counts[most]} in interfaces.{fewest}.queues"
     yield config.problem(
@@ -377,17 +377,18 @@ def _width_problems(
     )
 
 
-def _set_queues(device: NetDevice, number: int) -> str:
+def set_queues(device: NetDevice, number: int) -> str:
     """The command that gives a device so many queues; veth counts RX and TX apart."""
     channels = f"rx {number} tx {number}" if device.driver == "veth" else f"combined {number}"
     return f"ethtool -L {device.name} {channels}"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 queue`, `2 queues`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def listed(numbers: Iterable[int]) -> str:
     """`0-3, 6` for 0 1 2 3 6."""
     spans: list[list[int]] = []
     for number in numbers:

@@ -1,12 +1,16 @@
-"""What the verbs show to a person: plans and states as tables.
+"""What the verbs show to a person: plans and states as tables, the doctor's findings as a list.
 
 This module must never ask the daemon or the kernel anything; it is given what it draws.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
-from typing import Any
+import textwrap
+from collections import Counter
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,8 +18,14 @@ from rich.table import Table
 
 from xskd.plan import Plan
 
+if TYPE_CHECKING:  # `xskd status` must not wait for what the doctor needs
+    from xskd.doctor import Done
+    from xskd.findings import Finding, Verdict
+
 MIB = 1 << 20
 PIPE_WIDTH = 160  # columns, where there is no terminal to ask
+LINE_WIDTH = 80  # of a list, which is read and not compared
+COLOURS: dict[Verdict, str] = {"FAIL": "red", "WARN": "yellow", "OK": "green"}  # the worst first
 
 
 def plan(what: Plan) -> None:
@@ -79,6 +89,40 @@ def status_table(picture: dict[str, Any], before: dict[str, Any] | None = None, 
                 _losses({name: port["kernel"][name] for name in ("rx_dropped", "rx_ring_full")}),
             )
     return table
+
+
+def doctor(findings: list[Finding], done: list[Done], note: str = "") -> None:
+    """What `xskd doctor` has found, the worst of each subject first, and what --fix has done."""
+    console = _console()
+    for one in done:
+        what = "[green]done[/]" if one.success else "[red]failed[/]"
+        console.print(f"{what}  {one.subject}: {escape(shlex.join(one.fix.command))}")
+        told = f"undo: {shlex.join(one.fix.undo)}" if one.success else one.said
+        console.print(escape(textwrap.indent(told, " " * 8)))
+    for subject, group in groupby(findings, key=lambda finding: finding.subject):
+        console.print(f"[bold]{escape(subject)}[/]")
+        for finding in sorted(group, key=lambda finding: list(COLOURS).index(finding.verdict)):
+            _finding(console, finding)
+    counts = Counter(finding.verdict for finding in findings)
+    console.print(", ".join(f"[{COLOURS[verdict]}]{counts[verdict]} {verdict}[/]" for verdict in COLOURS))
+    if any(finding.fix for finding in findings if finding.verdict != "OK") and not done:
+        console.print("`xskd doctor --fix` runs what is marked *, and says how to undo it")
+    if note:
+        console.print(escape(note))
+
+
+def _finding(console: Console, finding: Finding) -> None:
+    """Words are folded; a command is left whole, to be copied."""
+    first, *more = _folded(f"  {finding.verdict:4}  {finding.check}: {finding.seen}", " " * 8)
+    console.print(f"  [{COLOURS[finding.verdict]}]{finding.verdict:4}[/]{escape(first[6:])}")
+    for line in more + _folded(" " * 8 + finding.why if finding.why else "", " " * 8):
+        console.print(escape(line))
+    if finding.mend:
+        console.print(f"      {'*' if finding.fix else '>'} [bold]{escape(finding.mend)}[/]")
+
+
+def _folded(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, LINE_WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _console() -> Console:

@@ -1,0 +1,499 @@
+"""Every check of `xskd doctor`: one small function each, and the tables that name them.
+
+A check looks at frozen facts and answers OK, WARN or FAIL with what was seen, why it matters, and what mends
+it; None where the question does not arise. FAIL is for what keeps xskd from running or loses packets for
+certain, WARN for what works otherwise than one would think. It must never ask the kernel, and must never
+offer a Fix that cannot be taken back exactly, that resets a link, or that belongs to the machine and not to
+an interface: MTU, queue counts, sysctls, services, and other people's programs are the operator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from xskd.errors import errno_name
+from xskd.findings import Answer, Command, Facts, Fix, Interface, Offloads, fail, ok, warn
+from xskd.hook import PROGRAM
+from xskd.plan import LINK_HEADER, counted, listed, set_queues
+from xskd.umem import HEADROOM, HUGE_PAGE
+from xskd.xsk import BURST
+
+MIB = 1 << 20
+NEEDED = {  # capability: what fails without it
+    "CAP_NET_ADMIN": "making the XSKMAP and attaching the program",
+    "CAP_NET_RAW": "opening AF_XDP sockets",
+    "CAP_BPF": "loading the program",
+}
+FCS = 4  # bytes of an Ethernet frame's check sequence, which zero-copy drivers reckon with
+ZEROCOPY_STEP = 128  # drivers receive into multiples of it
+VLAN = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")
+PEER_VLAN = ("tx-vlan-hw-insert", "tx-vlan-stag-hw-insert")
+CHECKSUM = ("tx-checksum-ipv4", "tx-checksum-ip-generic", "tx-checksum-ipv6", "tx-checksum-sctp")
+SEGMENTATION = ("tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-udp-segmentation")
+
+
+# ---- the machine ------------------------------------------------------------------------------------------
+
+
+def kernel(facts: Facts) -> Answer:
+    """FAIL before Linux 5.18; WARN before 6.4, where a restart keeps old workers."""
+    version = facts.machine.kernel
+    seen = "Linux {}.{}".format(*version)
+    if version < (5, 18):
+        return fail(seen, "programs in xdp.frags need 5.18", "install a newer kernel")
+    if version < (6, 4):
+        why = "rings of a bound socket cannot be mapped before 6.4: a restart keeps the old worker processes"
+        return warn(seen, why, "install a newer kernel")
+    return ok(seen)
+
+
+def af_xdp(facts: Facts) -> Answer:
+    """FAIL if the kernel opens no AF_XDP socket for this process."""
+    error = facts.machine.af_xdp
+    if not error:
+        return ok("sockets can be opened")
+    seen = f"socket(AF_XDP): {errno_name(error)}"
+    if "CAP_NET_RAW" not in facts.machine.capabilities:
+        return fail(seen, "only CAP_NET_RAW may open AF_XDP sockets", "run as root")
+    return fail(seen, "the kernel has to be built with CONFIG_XDP_SOCKETS", "install another kernel")
+
+
+def capabilities(facts: Facts) -> Answer:
+    """FAIL without CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF."""
+    held = facts.machine.capabilities | (
+        {"CAP_BPF"} if "CAP_SYS_ADMIN" in facts.machine.capabilities else set()
+    )
+    missing = [name for name in NEEDED if name not in held]
+    if not missing:
+        return ok(", ".join(NEEDED))
+    why = "; ".join(f"{name} is for {NEEDED[name]}" for name in missing)
+    return fail(f"this process lacks {', '.join(missing)}", f"{why}; the unit has them", "run as root")
+
+
+def memlock(facts: Facts) -> Answer:
+    """FAIL if packet memory is more than RLIMIT_MEMLOCK, without CAP_IPC_LOCK."""
+    if "CAP_IPC_LOCK" in facts.machine.capabilities:
+        return ok("no limit with CAP_IPC_LOCK")
+    limit, need = facts.machine.memlock, facts.plan.memory_bytes if facts.plan else 0
+    if limit is None:
+        return ok("no limit")
+    seen = f"{mib(limit)} may be pinned, packet memory takes {mib(need)}"
+    if limit >= need:
+        return ok(seen)
+    why = "XDP_UMEM_REG answers ENOBUFS beyond RLIMIT_MEMLOCK; the unit has CAP_IPC_LOCK instead"
+    return fail(seen, why, "prlimit --pid $$ --memlock=unlimited")
+
+
+def bpf_jit(facts: Facts) -> Answer:
+    """WARN if programs are interpreted."""
+    if facts.machine.jit:
+        return ok("on")
+    why = "every packet's program is interpreted"
+    return warn("off", why, "sysctl net.core.bpf_jit_enable=1")
+
+
+def huge_pages(facts: Facts) -> Answer | None:
+    """FAIL if `umem.huge_pages` needs more than are free."""
+    if facts.config is None or facts.plan is None or not facts.config.umem.huge_pages:
+        return None
+    need, free = -(-facts.plan.memory_bytes // HUGE_PAGE), facts.machine.free_huge_pages
+    seen = f"{need} of 2 MiB are needed, {free} are free"
+    if need <= free:
+        return ok(seen)
+    if facts.machine.daemon:
+        return ok(f"{seen}; xskd runs and has its own")
+    return fail(
+        seen,
+        "a worker without its memory cannot start",
+        f"sysctl vm.nr_hugepages={facts.machine.huge_pages + need - free}",
+    )
+
+
+def cpus(facts: Facts) -> Answer | None:
+    """FAIL if `cpus` names one that this process may not use."""
+    if facts.config is None:
+        return None
+    named = {c for path in facts.config.paths.values() if path.cpus != "auto" for c in path.cpus}
+    missing = sorted(named - facts.machine.cpus)
+    if missing:
+        seen = (
+            f"this process may not use CPU {listed(missing)}; it may use {listed(sorted(facts.machine.cpus))}"
+        )
+        return fail(seen, "the configuration names them", "choose others in paths.*.cpus")
+    return ok(f"{listed(sorted(facts.machine.cpus))} may be used")
+
+
+def irqbalance(facts: Facts) -> Answer:
+    """WARN if it runs and an interface has interrupts."""
+    if not facts.machine.irqbalance:
+        return ok("does not run")
+    if not any(interface.interrupts for interface in facts.interfaces):
+        return ok("runs; no interface here has interrupts of its own")
+    why = "it moves interrupts to CPUs on which workers run, and away from where you put them"
+    return warn("runs", why, "systemctl disable --now irqbalance")
+
+
+# ---- one interface ----------------------------------------------------------------------------------------
+
+
+def link(interface: Interface) -> Answer:
+    """FAIL if there is none of that name; WARN if it is down or has no carrier."""
+    if not interface.there.up:
+        why = "nothing is received or sent until it is up"
+        return warn("down", why, f"ip link set dev {interface.name} up")
+    if not interface.there.carrier:
+        return warn(
+            "up, no carrier", "nothing is received or sent", "look at cable, switch, or the other end"
+        )
+    return ok("up, carrier")
+
+
+def default_route(interface: Interface) -> Answer:
+    """FAIL if it leads over the interface and `allow_default_route` is not set."""
+    if not interface.there.default_route:
+        return ok("does not lead here")
+    if interface.wanted.allow_default_route:
+        return ok("leads here, as allow_default_route: true says")
+    why = "xskd would take the packets that this machine, and you, are reached by, and refuses"
+    return fail(
+        "leads here", why, f"choose another interface, or set {key(interface)}.allow_default_route: true"
+    )
+
+
+def foreign_program(interface: Interface) -> Answer:
+    """FAIL if another's is attached, WARN if a leftover of xskd's is."""
+    if not interface.tenants:
+        return ok("no XDP program")
+    for tenant in interface.tenants:
+        seen = f"XDP program {tenant.program} ({tenant.name or 'name unknown'}), {tenant.mode}"
+        if interface.ours and tenant.name in (PROGRAM, None):
+            continue
+        if tenant.name == PROGRAM:
+            why = "no xskd that answers has it: a leftover, or another xskd's"
+            return warn(seen, why, f"xskd cleanup {interface.name}")
+        look = f"`bpftool prog show id {tenant.program}` says whose; xskd never replaces it"
+        return fail(seen, look, detach(interface.name, tenant.mode))
+    return ok("xskd's own, which runs")
+
+
+def native_xdp(interface: Interface) -> Answer:
+    """WARN if the driver cannot run programs itself, FAIL if `attach: native` wants it."""
+    wanted, features = interface.wanted.attach, interface.features
+    if wanted == "generic":
+        return ok("attach: generic")
+    if features is None:
+        return ok("the kernel does not tell (before 6.3)")
+    if "basic" in features.xdp:
+        return ok("the driver has it")
+    seen, mend = "not now, says the driver", f"set {key(interface)}.attach: generic"
+    why = "the program runs in the kernel's stack, behind a copy of each packet"
+    if interface.peer and interface.peer.tx_queues > interface.there.queues:
+        why = f"a veth needs as many RX queues as {interface.peer.name}, its other end, has TX queues"
+        mend = set_queues(interface.there, interface.peer.tx_queues)
+    return (
+        fail(seen, f"attach: native will be refused; {why}", mend)
+        if wanted == "native"
+        else warn(seen, why, mend)
+    )
+
+
+def zero_copy(interface: Interface) -> Answer:
+    """WARN if the driver has none, or virtio will refuse it; FAIL if `mode: zerocopy` wants it."""
+    mode, features = interface.wanted.mode, interface.features
+    if mode == "copy":
+        return ok("mode: copy")
+    if features is None:
+        return ok("the kernel does not tell (before 6.3)")
+    bad = fail if mode == "zerocopy" else warn
+    if "xsk-zerocopy" in features.xdp:
+        if interface.access_platform is not False:
+            return ok("the driver announces it")
+        why = "virtio_net announces zero-copy and refuses it without VIRTIO_F_ACCESS_PLATFORM"
+        return bad("announced, but will be refused", why, "start the virtual machine with iommu_platform=on")
+    seen = "the driver has no zero-copy"
+    if mode == "auto" and interface.there.driver == "veth":
+        return ok(f"{seen}: copy mode")
+    why = "without it each packet is copied and each burst costs a system call"
+    return bad(seen, why, f"set {key(interface)}.mode: copy")
+
+
+def multi_buffer(interface: Interface) -> Answer | None:
+    """WARN for 2,048-byte frames with zero-copy, which may cut packets."""
+    if interface.features is None:
+        return None
+    seen = "the driver has it" if "rx-sg" in interface.features.xdp else "the driver has none"
+    if interface.zerocopy:
+        segments = max(interface.features.zerocopy_segments, 1)
+        seen += f"; with zero-copy up to {counted(segments, 'frame')} a packet"
+    if interface.zerocopy and interface.frame_size == 2048:
+        why = "a zero-copy driver may cut packets over 1,024 bytes in two (igb does), which xskd drops"
+        return warn(f"{seen}; umem.frame_size is 2048", why, "set umem.frame_size: 4096")
+    return ok(seen)
+
+
+def mtu(interface: Interface) -> Answer:
+    """FAIL if a packet does not fit a frame; WARN if zero-copy will be refused for it."""
+    size, has = interface.frame_size, interface.there.mtu
+    largest = size - HEADROOM - LINK_HEADER
+    zerocopy = (size - HEADROOM) // ZEROCOPY_STEP * ZEROCOPY_STEP - LINK_HEADER - FCS
+    seen = f"{has}; a frame of {size} bytes takes {largest}"
+    if has > largest:
+        mend = f"ip link set dev {interface.name} mtu {largest}"
+        if size == 2048 and has <= 4096 - HEADROOM - LINK_HEADER:
+            mend = "set umem.frame_size: 4096"
+        return fail(seen, "a packet has to fit into one frame; this path will wait", mend)
+    if interface.zerocopy and has > zerocopy:
+        why = f"with more than {zerocopy} newer kernels refuse zero-copy, and mode: auto becomes copy"
+        command = f"ip link set dev {interface.name} mtu {zerocopy}"
+        return (fail if interface.wanted.mode == "zerocopy" else warn)(seen, why, command)
+    return ok(seen)
+
+
+def queues(interface: Interface) -> Answer:
+    """FAIL if a wanted queue has no RX or no TX queue."""
+    device, wanted = interface.there, interface.queues
+    seen = f"{device.queues} RX and {device.tx_queues} TX; queue {listed(wanted)} wanted"
+    if max(wanted) >= device.queues or max(wanted) >= device.tx_queues:
+        why = "a worker receives and sends on the queue of its number; this path will wait"
+        return fail(seen, why, set_queues(device, max(wanted) + 1))
+    return ok(seen)
+
+
+def rss(interface: Interface) -> Answer:
+    """WARN if packets come to queues without a worker."""
+    device, wanted = interface.there, set(interface.queues)
+    filled = set(interface.rss) or set(range(device.queues))
+    left = sorted(filled - wanted)
+    if not left:
+        return ok(f"packets come to queue {listed(sorted(filled))}, all have a worker")
+    first = len(wanted)
+    seen, why = f"packets also come to queue {listed(left)}", "without a worker they take the path's fallback"
+    if wanted != set(range(first)):
+        return warn(seen, why, f"set {key(interface)}.queues: all")
+    if not interface.rss:
+        return warn(seen, why, set_queues(device, first))
+    usual = all(queue == entry % device.queues for entry, queue in enumerate(interface.rss))
+    command: Command = ("ethtool", "-X", interface.name, "equal", str(first))
+    undo: Command = ("ethtool", "-X", interface.name, "default")
+    fix = Fix(command, undo) if usual else None  # a table that somebody made could not be had back
+    return warn(seen, why, " ".join(command), fix)
+
+
+def lro(interface: Interface) -> Answer:
+    """WARN if LRO or hardware GRO is on."""
+    names = ("rx-lro", "rx-gro-hw")
+    why = "the NIC joins packets to ones longer than a frame; many drivers refuse XDP until it is off"
+    return offload(interface, names, why)
+
+
+def gro(interface: Interface) -> Answer:
+    """WARN if GRO is on and the program is generic."""
+    if interface.native and "rx-gro" in interface.offloads.on:
+        return ok("on, behind a program in the driver")
+    why = "a generic program runs after GRO, which joins packets to ones longer than a frame"
+    return offload(interface, ("rx-gro",), why)
+
+
+def vlan(interface: Interface) -> Answer | None:
+    """WARN if tags are taken off packets (veth: at the other end)."""
+    why = "the tag travels beside the packet, where AF_XDP does not see it: tagged packets come out untagged"
+    if interface.there.driver != "veth":
+        return offload(interface, VLAN, why)
+    return peer_offload(interface, PEER_VLAN, why)
+
+
+def checksum(interface: Interface) -> Answer | None:
+    """WARN if the other end of a veth leaves them unfinished."""
+    why = "the other end sends TCP and UDP with unfinished checksums, and whoever gets them drops them"
+    return peer_offload(interface, CHECKSUM, why)
+
+
+def segmentation(interface: Interface) -> Answer | None:
+    """WARN if the other end of a veth sends TCP uncut to a generic program."""
+    if interface.native and interface.there.driver == "veth":
+        return ok("the kernel cuts packets for a program in the driver")
+    why = "the other end sends TCP in pieces of up to 64 KiB, which fit no frame"
+    return peer_offload(interface, SEGMENTATION, why)
+
+
+def promiscuous(interface: Interface) -> Answer | None:
+    """WARN if `connect` gets packets for one address only."""
+    if interface.kind != "connect":
+        return None
+    if interface.there.takes_all:
+        return ok("takes packets for any address")
+    why = "connect is for packets to other hosts, and the NIC drops those before XDP"
+    base: Command = ("ip", "link", "set", "dev", interface.name, "promisc")
+    return warn("takes packets for its own address only", why, fix=Fix((*base, "on"), (*base, "off")))
+
+
+def fill_ring(interface: Interface) -> Answer | None:
+    """WARN if it is smaller than the NIC's own RX ring, with zero-copy."""
+    if not interface.zerocopy or not interface.hardware_rx:
+        return None
+    fill, need = interface.wanted.rings.fill, interface.hardware_rx + BURST
+    seen = f"{fill} entries, the NIC's own RX ring has {interface.hardware_rx}"
+    if fill >= need:
+        return ok(seen)
+    why = "zero-copy fills the NIC's ring from it: it is empty before the first packet"
+    return warn(seen, why, f"set {key(interface)}.rings.fill: {1 << (need - 1).bit_length()}")
+
+
+def master(interface: Interface) -> Answer:
+    """WARN if the interface belongs to a bridge or bond."""
+    if not interface.master:
+        return ok("belongs to no bridge or bond")
+    why = f"packets that xskd takes never reach {interface.master}"
+    return warn(f"belongs to {interface.master}", why, f"ip link set dev {interface.name} nomaster")
+
+
+def irq_affinity(interface: Interface) -> Answer | None:
+    """WARN if one CPU receives for all queues, or a busy worker's does."""
+    interrupts = interface.interrupts
+    if not interrupts:
+        return None
+    places = {interrupt.cpus for interrupt in interrupts}
+    seen = "; ".join(f"{i.name or i.number} on CPU {listed(sorted(i.cpus))}" for i in interrupts)
+    everywhere = frozenset().union(*places)
+    if len(interrupts) > 1 and len(everywhere) == 1 and interface.there.queues > 1:
+        why = "one CPU receives for all queues"
+        mend = f"echo CPU > /proc/irq/{interrupts[-1].number}/smp_affinity_list"
+        return warn(seen, why, f"{mend} # one CPU for each queue")
+    busy = {cpu for cpu in interface.worker_cpus if cpu is not None} if interface.poll == "busy" else set()
+    if shared := sorted(busy & everywhere):
+        why = "a worker with poll: busy never leaves its CPU, and receiving has to interrupt it"
+        mend = f"echo CPU > /proc/irq/{interrupts[0].number}/smp_affinity_list"
+        return warn(f"{seen}; workers on CPU {listed(shared)} too", why, f"{mend} # a CPU without a worker")
+    return ok(seen)
+
+
+def numa(interface: Interface) -> Answer | None:
+    """WARN if a worker's CPU is on another node than the NIC."""
+    node = interface.there.numa_node
+    chosen = sorted(cpu for cpu in interface.worker_cpus if cpu is not None)
+    far = [cpu for cpu in chosen if interface.cpu_nodes.get(cpu, node) != node]
+    if node is None or not chosen:
+        return None
+    if not far:
+        return ok(f"node {node}, as the workers' CPUs")
+    why = "every packet crosses between the nodes, which costs some percent"
+    return warn(f"node {node}, but CPU {listed(far)} is on another", why, "choose others in paths.*.cpus")
+
+
+# ---- one path ---------------------------------------------------------------------------------------------
+
+
+def width(facts: Facts, path: str) -> Answer | None:
+    """FAIL if the interfaces of a path have different numbers of queues."""
+    if facts.config is None:
+        return None
+    members = facts.config.paths[path].interfaces
+    counts = {i.name: len(i.queues) for i in facts.interfaces if i.name in members and i.device}
+    if len(counts) < 2 or len(counts) < len(members):
+        return None
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    seen = ", ".join(f"{counted(number, 'queue')} of {name}" for name, number in counts.items())
+    if counts[fewest] == counts[most]:
+        return ok(seen)
+    few = next(i for i in facts.interfaces if i.name == fewest)
+    mend = f"select {counts[most]} in interfaces.{fewest}.queues"
+    if few.there.queues < counts[most]:
+        mend = set_queues(few.there, counts[most])
+    return fail(seen, "a worker needs one queue of each; this path will wait", mend)
+
+
+# ---- what checks share ------------------------------------------------------------------------------------
+
+
+def offload(interface: Interface, names: Iterable[str], why: str) -> Answer:
+    """That none of these is on at the interface itself."""
+    return _off(interface.offloads, names, why, lambda *words: words, interface.name)
+
+
+def peer_offload(interface: Interface, names: Iterable[str], why: str) -> Answer | None:
+    """That none of these is on at the other end of a veth; None for other drivers."""
+    peer = interface.peer
+    if interface.there.driver != "veth":
+        return None
+    if peer is None:
+        seen = "its other end is out of sight, in a namespace without a name"
+        wrong = " ".join(f"{name} off" for name in names)
+        return warn(seen, f"if it is on there: {why}", f"ethtool -K OTHER {wrong} # in that namespace")
+    answer = _off(peer.offloads, names, why, peer.command, peer.name)
+    where = f"{peer.name} in {peer.namespace}" if peer.namespace else peer.name
+    return Answer(answer.verdict, f"{where}: {answer.seen}", answer.why, answer.mend, answer.fix)
+
+
+def _off(
+    offloads: Offloads, names: Iterable[str], why: str, command: Callable[..., Command], device: str
+) -> Answer:
+    names = tuple(names)
+    on = [name for name in names if name in offloads.on]
+    if not on:
+        return ok("off")
+    change = offloads.mendable(*names)
+    seen = f"on: {', '.join(on)}"
+    if not change:
+        return warn(f"{seen} (fixed)", why)
+
+    def switch(way: str) -> Command:
+        return command("ethtool", "-K", device, *(word for name in change for word in (name, way)))
+
+    return warn(seen, why, fix=Fix(switch("off"), switch("on")))
+
+
+def key(interface: Interface) -> str:
+    """The interface's section of the configuration."""
+    return f"interfaces.{interface.name}"
+
+
+def detach(name: str, mode: str) -> str:
+    """What removes a program: of whomever, so the operator's to run."""
+    return f"ip link set dev {name} {'xdpgeneric' if mode == 'generic' else 'xdpdrv'} off"
+
+
+def mib(size: int) -> str:
+    """A number of bytes, in MiB."""
+    return f"{size / MIB:.0f} MiB"
+
+
+# ---- the tables -------------------------------------------------------------------------------------------
+
+MACHINE: dict[str, Callable[[Facts], Answer | None]] = {
+    "kernel": kernel,
+    "AF_XDP": af_xdp,
+    "capabilities": capabilities,
+    "memlock": memlock,
+    "BPF JIT": bpf_jit,
+    "huge pages": huge_pages,
+    "CPUs": cpus,
+    "irqbalance": irqbalance,
+}
+INTERFACE: dict[str, Callable[[Interface], Answer | None]] = {
+    "link": link,
+    "XDP program": foreign_program,
+    "default route": default_route,
+    "master": master,
+    "native XDP": native_xdp,
+    "zero-copy": zero_copy,
+    "multi-buffer": multi_buffer,
+    "MTU": mtu,
+    "queues": queues,
+    "RSS": rss,
+    "LRO": lro,
+    "GRO": gro,
+    "VLAN stripping": vlan,
+    "checksums": checksum,
+    "segmentation": segmentation,
+    "promiscuous": promiscuous,
+    "fill ring": fill_ring,
+    "IRQ affinity": irq_affinity,
+    "NUMA": numa,
+}
+PATH: dict[str, Callable[[Facts, str], Answer | None]] = {"width": width}
+FIXED = {  # what --fix does, for the page
+    "RSS": "`ethtool -X`, if the table is the driver's own",
+    **dict.fromkeys(("LRO", "GRO", "VLAN stripping"), "`ethtool -K`"),
+    **dict.fromkeys(("checksums", "segmentation"), "`ethtool -K`, at the other end"),
+    "promiscuous": "`ip link set ... promisc on`",
+}
