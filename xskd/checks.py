@@ -84,8 +84,10 @@ def memlock(facts: Facts) -> Answer:
     return fail(seen, why, "prlimit --pid $$ --memlock=unlimited")
 
 
-def bpf_jit(facts: Facts) -> Answer:
+def bpf_jit(facts: Facts) -> Answer | None:
     """WARN if programs are interpreted."""
+    if facts.machine.jit is None:
+        return None
     if facts.machine.jit:
         return ok("on")
     why = "every packet's program is interpreted"

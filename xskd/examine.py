@@ -45,7 +45,8 @@ CAPABILITIES = {
 AF_XDP = 44  # linux/socket.h
 ACCESS_PLATFORM = 33  # VIRTIO_F_ACCESS_PLATFORM in linux/virtio_config.h
 GRXFHINDIR = 0x38  # ETHTOOL_GRXFHINDIR in linux/ethtool.h
-RX_INTERRUPT = re.compile(r"rx|input|comp|queue|[-.]\d+$", re.IGNORECASE)
+RX_INTERRUPT = re.compile(r"(?!.*(?:output|[-_]tx[-_])).*(?:rx|input|comp|[-.]\d+$)", re.IGNORECASE)
+JIT = Path("/proc/sys/net/core/bpf_jit_enable")  # for root, and in the machine's own namespace only
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
@@ -124,7 +125,7 @@ def _machine(daemon: bool) -> Machine:
         af_xdp=_try_af_xdp(),
         capabilities=_capabilities(),
         memlock=None if limit == resource.RLIM_INFINITY else limit,
-        jit=_text(Path("/proc/sys/net/core/bpf_jit_enable")) != "0",  # "": only root may read it
+        jit={"0": False, "": None}.get(_text(JIT), True),
         huge_pages=_number(HUGE_PAGES / "nr_hugepages"),
         free_huge_pages=_number(HUGE_PAGES / "free_hugepages") - _number(HUGE_PAGES / "resv_hugepages"),
         cpus=frozenset(os.sched_getaffinity(0)),
@@ -273,7 +274,7 @@ def _interrupts(bus: Path | None) -> tuple[Interrupt, ...]:
     listed = next((each / "msi_irqs" for each in above if (each / "msi_irqs").is_dir()), None)
     numbers = sorted(int(entry.name) for entry in listed.iterdir()) if listed else []
     found = (_interrupt(Path("/proc/irq") / str(number)) for number in numbers)
-    return tuple(each for each in found if each and RX_INTERRUPT.search(each.name))
+    return tuple(each for each in found if each and RX_INTERRUPT.match(each.name))
 
 
 def _interrupt(directory: Path) -> Interrupt | None:

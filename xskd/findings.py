@@ -119,14 +119,14 @@ class Machine:
 
     `kernel` is (6, 18). `af_xdp` is the errno with which an AF_XDP socket is refused, 0 if it is not.
     `memlock` is the limit of pinned memory in bytes, None without one. `huge_pages` are those of 2 MiB.
-    `daemon`: an xskd answers.
+    `jit` is None where it is not told. `daemon`: an xskd answers.
     """
 
     kernel: tuple[int, int]
     af_xdp: int
     capabilities: frozenset[str]
     memlock: int | None
-    jit: bool
+    jit: bool | None
     huge_pages: int
     free_huge_pages: int
     cpus: frozenset[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 from collections.abc import Callable
@@ -285,10 +286,25 @@ def test_cpu_lists() -> None:
     assert list(examine.cpu_list("0-2,5")) == [0, 1, 2, 5]
 
 
+@pytest.mark.parametrize(
+    ("name", "receives"),
+    [
+        ("eth1-TxRx-0", True),
+        ("virtio0-input.1", True),
+        ("mlx5_comp3@pci:0000:01:00.0", True),
+        ("ens5-rx-2", True),
+        ("virtio0-output.1", False),
+        ("ens5-tx-2", False),
+        ("virtio0-config", False),
+        ("eth1", False),
+    ],
+)
+def test_which_interrupts_announce_packets(name: str, receives: bool) -> None:
+    assert bool(examine.RX_INTERRUPT.match(name)) is receives
+
+
 def test_the_indirection_table_as_the_kernel_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """First the length is asked for, with room for nothing; then the entries."""
-    import ctypes  # noqa: PLC0415
-
     table = (0, 1, 2, 3, 0, 1, 2, 3)
 
     class Kernel:
