@@ -1,4 +1,4 @@
-"""Every check of `xskd doctor`: one small function each, and the tables that name them.
+"""The checks of `xskd doctor` for interfaces and paths: one small function each, and the tables of them.
 
 A check looks at frozen facts and answers OK, WARN or FAIL with what was seen, why it matters, and what mends
 it; None where the question does not arise. FAIL is for what keeps xskd from running or loses packets for
@@ -11,128 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from xskd.errors import errno_name
 from xskd.findings import Answer, Command, Facts, Fix, Interface, Offloads, fail, ok, warn
 from xskd.hook import PROGRAM
 from xskd.plan import LINK_HEADER, counted, listed, set_queues
-from xskd.umem import HEADROOM, HUGE_PAGE
+from xskd.umem import HEADROOM
 from xskd.xsk import BURST
 
-MIB = 1 << 20
-NEEDED = {  # capability: what fails without it
-    "CAP_NET_ADMIN": "making the XSKMAP and attaching the program",
-    "CAP_NET_RAW": "opening AF_XDP sockets",
-    "CAP_BPF": "loading the program",
-}
 FCS = 4  # bytes of an Ethernet frame's check sequence, which zero-copy drivers reckon with
 ZEROCOPY_STEP = 128  # drivers receive into multiples of it
 VLAN = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")
 PEER_VLAN = ("tx-vlan-hw-insert", "tx-vlan-stag-hw-insert")
 CHECKSUM = ("tx-checksum-ipv4", "tx-checksum-ip-generic", "tx-checksum-ipv6", "tx-checksum-sctp")
 SEGMENTATION = ("tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-udp-segmentation")
-
-
-# ---- the machine ------------------------------------------------------------------------------------------
-
-
-def kernel(facts: Facts) -> Answer:
-    """FAIL before Linux 5.18; WARN before 6.4, where a restart keeps old workers."""
-    version = facts.machine.kernel
-    seen = "Linux {}.{}".format(*version)
-    if version < (5, 18):
-        return fail(seen, "programs in xdp.frags need 5.18", "install a newer kernel")
-    if version < (6, 4):
-        why = "rings of a bound socket cannot be mapped before 6.4: a restart keeps the old worker processes"
-        return warn(seen, why, "install a newer kernel")
-    return ok(seen)
-
-
-def af_xdp(facts: Facts) -> Answer:
-    """FAIL if the kernel opens no AF_XDP socket for this process."""
-    error = facts.machine.af_xdp
-    if not error:
-        return ok("sockets can be opened")
-    seen = f"socket(AF_XDP): {errno_name(error)}"
-    if "CAP_NET_RAW" not in facts.machine.capabilities:
-        return fail(seen, "only CAP_NET_RAW may open AF_XDP sockets", "run as root")
-    return fail(seen, "the kernel has to be built with CONFIG_XDP_SOCKETS", "install another kernel")
-
-
-def capabilities(facts: Facts) -> Answer:
-    """FAIL without CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF."""
-    held = facts.machine.capabilities | (
-        {"CAP_BPF"} if "CAP_SYS_ADMIN" in facts.machine.capabilities else set()
-    )
-    missing = [name for name in NEEDED if name not in held]
-    if not missing:
-        return ok(", ".join(NEEDED))
-    why = "; ".join(f"{name} is for {NEEDED[name]}" for name in missing)
-    return fail(f"this process lacks {', '.join(missing)}", f"{why}; the unit has them", "run as root")
-
-
-def memlock(facts: Facts) -> Answer:
-    """FAIL if packet memory is more than RLIMIT_MEMLOCK, without CAP_IPC_LOCK."""
-    if "CAP_IPC_LOCK" in facts.machine.capabilities:
-        return ok("no limit with CAP_IPC_LOCK")
-    limit, need = facts.machine.memlock, facts.plan.memory_bytes if facts.plan else 0
-    if limit is None:
-        return ok("no limit")
-    seen = f"{mib(limit)} may be pinned, packet memory takes {mib(need)}"
-    if limit >= need:
-        return ok(seen)
-    why = "XDP_UMEM_REG answers ENOBUFS beyond RLIMIT_MEMLOCK; the unit has CAP_IPC_LOCK instead"
-    return fail(seen, why, "prlimit --pid $$ --memlock=unlimited")
-
-
-def bpf_jit(facts: Facts) -> Answer | None:
-    """WARN if programs are interpreted."""
-    if facts.machine.jit is None:
-        return None
-    if facts.machine.jit:
-        return ok("on")
-    why = "every packet's program is interpreted"
-    return warn("off", why, "sysctl net.core.bpf_jit_enable=1")
-
-
-def huge_pages(facts: Facts) -> Answer | None:
-    """FAIL if `umem.huge_pages` needs more than are free."""
-    if facts.config is None or facts.plan is None or not facts.config.umem.huge_pages:
-        return None
-    need, free = -(-facts.plan.memory_bytes // HUGE_PAGE), facts.machine.free_huge_pages
-    seen = f"{need} of 2 MiB are needed, {free} are free"
-    if need <= free:
-        return ok(seen)
-    if facts.machine.daemon:
-        return ok(f"{seen}; xskd runs and has its own")
-    return fail(
-        seen,
-        "a worker without its memory cannot start",
-        f"sysctl vm.nr_hugepages={facts.machine.huge_pages + need - free}",
-    )
-
-
-def cpus(facts: Facts) -> Answer | None:
-    """FAIL if `cpus` names one that this process may not use."""
-    if facts.config is None:
-        return None
-    named = {c for path in facts.config.paths.values() if path.cpus != "auto" for c in path.cpus}
-    missing = sorted(named - facts.machine.cpus)
-    if missing:
-        seen = (
-            f"this process may not use CPU {listed(missing)}; it may use {listed(sorted(facts.machine.cpus))}"
-        )
-        return fail(seen, "the configuration names them", "choose others in paths.*.cpus")
-    return ok(f"{listed(sorted(facts.machine.cpus))} may be used")
-
-
-def irqbalance(facts: Facts) -> Answer:
-    """WARN if it runs and an interface has interrupts."""
-    if not facts.machine.irqbalance:
-        return ok("does not run")
-    if not any(interface.interrupts for interface in facts.interfaces):
-        return ok("runs; no interface here has interrupts of its own")
-    why = "it moves interrupts to CPUs on which workers run, and away from where you put them"
-    return warn("runs", why, "systemctl disable --now irqbalance")
 
 
 # ---- one interface ----------------------------------------------------------------------------------------
@@ -454,23 +344,8 @@ def detach(name: str, mode: str) -> str:
     return f"ip link set dev {name} {'xdpgeneric' if mode == 'generic' else 'xdpdrv'} off"
 
 
-def mib(size: int) -> str:
-    """A number of bytes, in MiB."""
-    return f"{size / MIB:.0f} MiB"
-
-
 # ---- the tables -------------------------------------------------------------------------------------------
 
-MACHINE: dict[str, Callable[[Facts], Answer | None]] = {
-    "kernel": kernel,
-    "AF_XDP": af_xdp,
-    "capabilities": capabilities,
-    "memlock": memlock,
-    "BPF JIT": bpf_jit,
-    "huge pages": huge_pages,
-    "CPUs": cpus,
-    "irqbalance": irqbalance,
-}
 INTERFACE: dict[str, Callable[[Interface], Answer | None]] = {
     "link": link,
     "XDP program": foreign_program,

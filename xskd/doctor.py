@@ -1,8 +1,8 @@
 """`xskd doctor`: everything that makes AF_XDP fail in practice, looked at before it bites.
 
 Pure but for `mend`, which runs the very commands that were shown, and only those that can be undone. The
-checks are in checks.py, the page docs/doctor.md is made from their tables (`python -m xskd.doctor
-docs/doctor.md`).
+checks are in checks.py and checks_machine.py, and docs/doctor.md has their tables: `python -m xskd.doctor
+docs/doctor.md` writes them there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xskd import checks
+from xskd import checks, checks_machine
 from xskd.findings import Answer, Facts, Finding, Fix, Interface, Verdict, fail
 
 COMMAND_SECONDS = 20.0  # some NICs reset their link for a feature
@@ -25,7 +25,7 @@ WORST: tuple[Verdict, ...] = ("FAIL", "WARN", "OK")
 
 def diagnose(facts: Facts) -> list[Finding]:
     """Every check that applies, in the order of the tables: the machine, the interfaces, the paths."""
-    found = [_finding("machine", check, ask(facts)) for check, ask in checks.MACHINE.items()]
+    found = [_finding("machine", check, ask(facts)) for check, ask in checks_machine.MACHINE.items()]
     for interface in facts.interfaces:
         found += [_finding(interface.name, check, answer) for check, answer in _examined(interface)]
     for path in facts.config.paths if facts.config else ():
@@ -113,7 +113,7 @@ def shape(config: str | None, findings: list[Finding], done: list[Done]) -> dict
 def page(before: str) -> str:
     """docs/doctor.md: what stands in it by hand up to the tables, and the tables."""
     tables: tuple[tuple[str, dict[str, Callable[..., Answer | None]]], ...] = (
-        ("The machine", {**checks.MACHINE}),
+        ("The machine", {**checks_machine.MACHINE}),
         ("Each interface", {**checks.INTERFACE}),
         ("Each path", {**checks.PATH}),
     )

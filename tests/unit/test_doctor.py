@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fakes import device
 
-from xskd import checks, cli, config, doctor, examine, findings, show
+from xskd import checks, checks_machine, cli, config, doctor, examine, findings, show
 from xskd.features import Features
 from xskd.findings import Facts, Finding, Fix, Interface, Interrupt, Machine, Offloads, Peer
 from xskd.hook import Tenant
@@ -207,7 +207,7 @@ MACHINES: list[tuple[str, Facts, str, str]] = [
 
 @pytest.mark.parametrize(("check", "seen", "verdict", "part"), MACHINES)
 def test_a_check_of_the_machine(check: str, seen: Facts, verdict: str, part: str) -> None:
-    answer = checks.MACHINE[check](seen)
+    answer = checks_machine.MACHINE[check](seen)
     assert answer is not None
     assert (answer.verdict, part in f"{answer.seen}: {answer.why}: {answer.mend}") == (verdict, True), answer
 
@@ -225,7 +225,7 @@ def test_interfaces_of_a_path_with_different_numbers_of_queues() -> None:
 
 def test_every_check_is_shown_to_fail_by_a_test() -> None:
     tried = {check for check, _, verdict, _ in [*INTERFACES, *MACHINES] if verdict != "OK"}
-    assert tried == {*checks.INTERFACE, *checks.MACHINE}
+    assert tried == {*checks.INTERFACE, *checks_machine.MACHINE}
 
 
 def test_one_that_is_missing_is_told_once() -> None:
