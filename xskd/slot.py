@@ -57,6 +57,7 @@ class Slot:
         self.backoff = 0.0
         self.since = time.monotonic()
         self._ended = [Statistics()] * len(plan.ports)  # of sockets that are closed
+        self._last = [Statistics()] * len(plan.ports)  # of those there are, as last read
 
     @property
     def name(self) -> str:
@@ -104,6 +105,7 @@ class Slot:
     def discard_sockets(self) -> None:
         """Close our copies of the sockets; what they counted is remembered."""
         self._ended = self._kernel()
+        self._last = [Statistics()] * len(self.plan.ports)
         for made in self.sockets:
             made.close()
         self.sockets = []
@@ -132,6 +134,7 @@ class Slot:
             self.page, self._memory = page, memory
         if len(plan.ports) != len(self.plan.ports):
             self._ended = [Statistics()] * len(plan.ports)
+            self._last = [Statistics()] * len(plan.ports)
             self.modes = [None] * len(plan.ports)
         self.plan = plan
 
@@ -186,6 +189,7 @@ class Slot:
         made.restarts, made.adoptions = Counter(record["restarts"]), Counter(record["adoptions"])
         made.gap_seconds, made.backoff = float(record["gap_seconds"]), 0.0
         made._ended = [Statistics(**base) for base in record["ended"]]
+        made._last = [Statistics()] * len(plan.ports)
         made.enter("starting")
         return made
 
@@ -241,8 +245,8 @@ class Slot:
         """The kernel's counters over all sockets this place ever had."""
         if len(self.sockets) < len(self.plan.ports):  # none, or not all of them could be had
             return self._ended
-        try:
-            now = [read_statistics(made) for made in self.sockets]
-        except (XskError, OSError):  # the device went away under the socket: what it counted last is lost
-            return self._ended
-        return [sum_statistics(base, new) for base, new in zip(self._ended, now, strict=True)]
+        for index, made in enumerate(self.sockets):
+            # One that the kernel does not answer for, its device gone under it, stands as it was last read.
+            with contextlib.suppress(XskError, OSError):
+                self._last[index] = read_statistics(made)
+        return [sum_statistics(base, new) for base, new in zip(self._ended, self._last, strict=True)]
