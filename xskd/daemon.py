@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -27,13 +28,13 @@ from xskd.difference import Difference, difference
 from xskd.errors import ConfigError, Problem, XdpError, XskdError
 from xskd.logs import about
 from xskd.machine import Outlook
+from xskd.nic import Nics
 from xskd.plan import InterfacePlan, Plan, WaitingPath
 from xskd.programs import Programs
 from xskd.slot import Slot
-from xskd.status import DaemonStatus, InterfaceStatus, describe
+from xskd.status import DaemonStatus, InterfaceStatus, Reloads, WorkerStatus, describe
 from xskd.store import Store
 from xskd.watch import LinkWatch
-from xskd.xdp import Verdicts
 
 STOP_SECONDS = 4.0  # for all workers to end, a little more than each one has
 TICK_SECONDS = 0.5
@@ -110,6 +111,8 @@ class Supervisor:
         self._looking = self._look_again = False
         self._carriers: set[str] = set()  # interfaces whose carrier must be back before we are ready
         self._unsettled: list[tuple[Reload, list[str], list[str]]] = []  # with actions and problems
+        self._reloads = Reloads(self._started)
+        self._nics = Nics(lambda: self.config.interfaces)
 
     async def run(self) -> None:
         """Start, forward, and stop in order when a Stop event comes. StartError if nothing can be started."""
@@ -120,6 +123,7 @@ class Supervisor:
         watch = LinkWatch(lambda: self.events.put_nowait(LinksChanged()))
         try:
             await watch.start()
+            self._nics.start()
             if not self._first.plan.workers and not self.store.inherited:
                 self._first.plan.insist()
             self.plan = inheritance.take(self.store, self._first.plan, self.programs, self.crew)
@@ -136,6 +140,7 @@ class Supervisor:
                 self._close()
             raise
         finally:
+            self._nics.close()
             await watch.close()
 
     def act(self, event: Event) -> None:
@@ -175,8 +180,14 @@ class Supervisor:
             config_error=self.config_error,
             paths=tuple(self.config.paths),
             waiting={path.name: [str(problem) for problem in path.problems] for path in self.plan.waiting},
-            interfaces=tuple(self._interface(plan) for plan in self.plan.interfaces),
-            workers=tuple(slot.status(new_marks=new_marks) for slot in self._slots()),
+            interfaces=tuple(
+                self._interface(name, path)
+                for path, wanted in self.config.paths.items()
+                for name in wanted.interfaces
+            ),
+            workers=tuple(self._worker(slot, new_marks=new_marks) for slot in self._slots()),
+            kernel=platform.release(),
+            reloads=self._reloads,
         )
 
     async def reload(self, *, dry: bool = False) -> list[str]:
@@ -228,6 +239,7 @@ class Supervisor:
             _answer(reload, actions)
             return
         notify.reloading()
+        self._count_reload(success=True)
         for line in actions or ["nothing has changed"]:
             log.info("reload: %s", line)
         self.config_error = None
@@ -240,8 +252,21 @@ class Supervisor:
             log.error("%s%s", "reload: " if reload else "", line)
         if isinstance(error, ConfigError) and reload is not None and not reload.dry:
             self.config_error = str(error)
+        if reload is not None and not reload.dry:
+            self._count_reload(success=False)
         if reload is not None and reload.answer is not None and not reload.answer.done():
             reload.answer.set_exception(error)
+
+    def _count_reload(self, *, success: bool) -> None:
+        """A file was loaded, whether or not all in it can work now, or was not."""
+        was = self._reloads
+        self._reloads = Reloads(
+            last=time.time(),
+            generation=was.generation + success,
+            success=was.success + success,
+            failure=was.failure + (not success),
+            last_successful=success,
+        )
 
     # ---- from the plan that runs to the plan that should ----------------------------------------
 
@@ -443,18 +468,34 @@ class Supervisor:
             key=lambda slot: (paths.get(slot.plan.path, len(paths)), slot.plan.index),
         )
 
-    def _interface(self, plan: InterfacePlan) -> InterfaceStatus:
-        program = self.programs.by_name.get(plan.name)
-        device = self.devices.get(plan.name)
+    def _worker(self, slot: Slot, *, new_marks: bool) -> WorkerStatus:
+        told = slot.status(new_marks=new_marks)
+        ports = (replace(p, nic_rx_dropped=self._nics.counters(p.interface, p.queue)) for p in told.ports)
+        return replace(told, ports=tuple(ports))
+
+    def _interface(self, name: str, path: str) -> InterfaceStatus:
+        program = self.programs.by_name.get(name)
+        device = self.devices.get(name)
+        planned = next((plan for plan in self.plan.interfaces if plan.name == name), None)
+        ports = (port for worker in self.plan.workers for port in worker.ports)
+        taken = {port.queue for port in ports if port.interface == name}
         return InterfaceStatus(
-            name=plan.name,
-            path=plan.path,
+            name=name,
+            path=path,
             queues=device.queues if device else 0,
             carrier=bool(device and device.carrier),
-            fallback=plan.fallback,
-            attach_wanted=plan.attach,
+            fallback=planned.fallback if planned else self.config.paths[path].fallback,
+            attach_wanted=self.config.interfaces[name].attach,
             attach=program.attach_mode if program else None,
-            verdicts=program.verdicts() if program else Verdicts(0, 0, 0),
+            verdicts=self.programs.verdicts(name),
+            up=bool(device and device.up),
+            driver=device.driver if device else "",
+            foreign_program=bool(
+                device and device.xdp_prog_id and device.xdp_prog_id not in self.programs.ours
+            ),
+            queues_without_socket=len(set(range(device.queues)) - taken) if device else 0,
+            zerocopy_able="xsk-zerocopy" in device.features.xdp if device and device.features else None,
+            rx_dropped=self._nics.counters(name),
         )
 
 

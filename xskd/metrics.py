@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prometheus_client.utils import floatToGoString
 
 from xskd.counters import BATCH_BOUNDS, TIME_BOUNDS
-from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, WorkerStatus
+from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, WorkerState, WorkerStatus
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,15 @@ def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
 
 
 # A tuple stands for several of the last labels.
-Value = float | Histogram | Mapping[str, float] | Mapping[tuple[str, ...], float] | Mapping[str, Histogram]
+Value = float | Histogram | Mapping[Any, float] | Mapping[Any, Histogram]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric. `read` gives its value for one subject, or a mapping from the last label's values to it."""
+    """One metric. `read` gives its value for one subject, or a mapping from the last label's values to it.
+
+    A key of that mapping is a tuple where it has the values of several labels; it may be empty.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -287,6 +290,26 @@ PORT_ROWS = (
         "socket is not bound. copy where zerocopy was expected costs most of the speed.",
         _by_mode,
     ),
+    Row(
+        "xskd_socket_mode_wanted",
+        "gauge",
+        (*PORT, "mode"),
+        "1 for the mode that the configuration asks for. auto takes copy where zero-copy is refused: worry "
+        "where xskd_interface_zerocopy_able is 1 and xskd_socket_mode says copy.",
+        lambda p: {mode: float(p.mode_wanted == mode) for mode in ("auto", "zerocopy", "copy")},
+    ),
+    Row(
+        "xskd_nic_rx_dropped_packets",
+        "counter",
+        (*PORT, "stat"),
+        "What the NIC lost of this queue before or instead of giving it to xskd: the RX counters of "
+        "`ethtool -S` that mean a loss, as the driver names them, without the queue's number. Read every 2 "
+        "s, and continued when the driver or a new interface begins at 0. No series where the driver has "
+        "none. Worry when it grows: packets come faster than they are taken. On veth rx_drops has what the "
+        "socket's rings had no room for (also in xskd_xdp_statistics_total), and the names with xdp_drop "
+        "what `fallback: drop` threw away (also in xskd_xdp_verdicts_total).",
+        lambda p: p.nic_rx_dropped,
+    ),
 )
 
 # Per worker; its queue is that of its first interface.
@@ -402,6 +425,15 @@ WORKER_ROWS = (
         "Frames of the UMEM that are in none of these places. Anything but 0 is a bug in xskd.",
         lambda w: w.counters.frames_unaccounted,
     ),
+    Row(
+        "xskd_worker_state",
+        "gauge",
+        (*WORKER, "state"),
+        "1 for the state the worker is in. backoff: it failed and is tried again; waiting: its path cannot "
+        "run on the machine as it is. Worry about every state but forwarding that lasts more than some "
+        "seconds.",
+        lambda w: {state: float(w.state == state) for state in get_args(WorkerState)},
+    ),
 )
 
 # Per interface: its XDP program.
@@ -437,6 +469,58 @@ INTERFACE_ROWS = (
         "1 while the interface is up and has carrier, 0 otherwise: then nothing comes and nothing is sent.",
         lambda i: float(i.carrier),
     ),
+    Row(
+        "xskd_interface_up",
+        "gauge",
+        INTERFACE,
+        "1 while the interface is set up, 0 while it is down or not there. Down is somebody's decision, up "
+        "without xskd_interface_carrier is a cable or the other end. Worry at 0.",
+        lambda i: float(i.up),
+    ),
+    Row(
+        "xskd_interface_queues_without_socket",
+        "gauge",
+        INTERFACE,
+        "RX queues of the interface that no worker has: what the NIC puts there takes the path's fallback. 0 "
+        "while the interface is not there. Worry above 0, unless `queues` leaves some out on purpose and the "
+        "NIC was told not to use them, and when xskd_xdp_verdicts_total has no_socket packets.",
+        lambda i: i.queues_without_socket,
+    ),
+    Row(
+        "xskd_interface_foreign_program",
+        "gauge",
+        INTERFACE,
+        "1 while an XDP program that is not this daemon's is attached to the interface, which xskd never "
+        "replaces: its path waits. One that came or went by a bpf_link is seen within 5 s. Worry at 1.",
+        lambda i: float(i.foreign_program),
+    ),
+    Row(
+        "xskd_interface_info",
+        "gauge",
+        (*INTERFACE, "driver"),
+        "1; the driver, or the kind of a virtual link. No series while the interface is not there.",
+        lambda i: {i.driver: 1.0} if i.driver else {},
+    ),
+    Row(
+        "xskd_interface_zerocopy_able",
+        "gauge",
+        INTERFACE,
+        "1 if the driver says that it has zero-copy for AF_XDP, 0 if not, no series where the kernel does "
+        "not say (before Linux 6.3). Worry at 1 with xskd_socket_mode copy: something else is in the way, "
+        "`xskd status` and the log say what; at 0 only another NIC helps.",
+        lambda i: {} if i.zerocopy_able is None else float(i.zerocopy_able),
+    ),
+    Row(
+        "xskd_interface_rx_dropped_packets",
+        "counter",
+        (*INTERFACE, "stat"),
+        "Packets lost on the way in, as the kernel counts them for the whole interface; read every 2 s, "
+        "continued when an interface is made anew. rx_missed_errors, rx_fifo_errors, rx_over_errors: the NIC "
+        "had no room, worry when they grow. rx_dropped: the driver, or the kernel for packets that took the "
+        "fallback and that nobody wanted, so worry when it grows and the verdicts say redirected; "
+        "rx_nohandler: came in on an inactive member of a bond.",
+        lambda i: i.rx_dropped,
+    ),
 )
 
 # The daemon itself.
@@ -444,9 +528,9 @@ DAEMON_ROWS = (
     Row(
         "xskd_info",
         "gauge",
-        ("version",),
-        "1; the version that runs.",
-        lambda d: {d.version: 1.0},
+        ("version", "kernel"),
+        "1; the version that runs, and the release of the kernel it runs on.",
+        lambda d: {(d.version, d.kernel): 1.0},
     ),
     Row(
         "xskd_path_waiting",
@@ -470,6 +554,39 @@ DAEMON_ROWS = (
         (),
         "When the daemon started, in seconds since the epoch.",
         lambda d: d.started,
+    ),
+    Row(
+        "xskd_config_generation",
+        "gauge",
+        (),
+        "Which configuration runs: 1 at the start of the daemon, 1 more for each that was loaded since. A "
+        "change nobody meant is the only thing to worry about.",
+        lambda d: d.reloads.generation,
+    ),
+    Row(
+        "xskd_config_reloads",
+        "counter",
+        ("result",),
+        "Reloads since the daemon started, dry ones aside. success: the file was loaded, also if something "
+        "in it cannot work now, which xskd_path_waiting and xskd_worker_state tell; failure: nothing was "
+        "changed. Worry about failure.",
+        lambda d: {"success": d.reloads.success, "failure": d.reloads.failure},
+    ),
+    Row(
+        "xskd_config_last_reload_successful",
+        "gauge",
+        (),
+        "1 if the last reload loaded the file, also before the first; 0 if it changed nothing. Worry at 0: "
+        "what runs is not what was asked for; `xskd check` says why.",
+        lambda d: float(d.reloads.last_successful),
+    ),
+    Row(
+        "xskd_config_last_reload_timestamp_seconds",
+        "gauge",
+        (),
+        "When the last reload was, whatever became of it, in seconds since the epoch; the daemon's start "
+        "before the first. Nothing to worry about: to be held against other events.",
+        lambda d: d.reloads.last,
     ),
 )
 

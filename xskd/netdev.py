@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from pyroute2 import IPRoute
 from pyroute2.ethtool.ethtool import Ethtool
 from pyroute2.ethtool.ioctl import NoSuchDevice, NotSupportedError
 from pyroute2.netlink.exceptions import NetlinkError
+
+from xskd.features import Features, read_features
 
 IFF_UP = 1  # linux/if.h
 
@@ -33,7 +35,8 @@ class NetDevice:
     kind of virtual link (veth, bridge, ...), else "". `numa_node` is None where the machine does not say.
     `xdp_prog_id` is the program attached now, ours or another's. `max_queues` is how many RX queues were
     allocated with the interface: `ethtool -L` can never set more, and `queues` is never more. `takes_all`: it
-    takes frames for any MAC address, because it is promiscuous or has no filter.
+    takes frames for any MAC address, because it is promiscuous or has no filter. `features`: what its driver
+    says it can do for XDP, None where the kernel does not tell.
     """
 
     name: str
@@ -50,6 +53,7 @@ class NetDevice:
     default_route: bool
     max_queues: int
     takes_all: bool = True
+    features: Features | None = None
 
 
 def read_devices(names: Iterable[str]) -> dict[str, NetDevice | None]:
@@ -59,7 +63,13 @@ def read_devices(names: Iterable[str]) -> dict[str, NetDevice | None]:
     """
     with IPRoute() as route, Ethtool() as ethtool:
         default = set(_default_route_ifindexes(route))
-        return {name: _read_device(name, route, ethtool, default) for name in names}
+        found = {name: _read_device(name, route, ethtool, default) for name in names}
+    indexes = [device.ifindex for device in found.values() if device]
+    features = read_features(indexes) if indexes else {}
+    return {
+        name: replace(device, features=features[device.ifindex]) if device else None
+        for name, device in found.items()
+    }
 
 
 def _read_device(name: str, route: Any, ethtool: Any, default: set[int]) -> NetDevice | None:

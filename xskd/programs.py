@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from xskd.errors import XdpError, errno_name
@@ -19,7 +19,7 @@ from xskd.logs import about
 from xskd.plan import InterfacePlan
 from xskd.slot import Slot
 from xskd.store import Store
-from xskd.xdp import Program, detach_link
+from xskd.xdp import Program, Verdicts, detach_link, program_of
 
 log = logging.getLogger("xskd")
 
@@ -31,6 +31,9 @@ class Programs:
         self._store = store
         self.by_name: dict[str, Program] = {}
         self.plans: dict[str, InterfacePlan] = {}
+        # Ids of all programs of ours: who asked the kernel a moment ago may name one that is gone by now.
+        self.ours: set[int] = set()
+        self._ended: dict[str, Verdicts] = {}  # of programs that are detached
 
     def attach(self, plan: InterfacePlan) -> None:
         """Attach with an empty XSKMAP: packets take the fallback for now. Raises XdpError."""
@@ -41,6 +44,7 @@ class Programs:
             program.close()
             raise
         self.by_name[plan.name], self.plans[plan.name] = program, plan
+        self.ours |= {program.id, program.took_over or program.id}
         self._store.put(stored_name(plan.name), program.descriptors())
         refused = f" ({errno_name(program.native_refused)})" if program.native_refused else ""
         taken = (
@@ -58,6 +62,8 @@ class Programs:
             raise XdpError("store", interface=plan.name, detail="it is not there")
         spare = os.dup(descriptors["link"])
         try:
+            with contextlib.suppress(XdpError):  # then `adopt` says what it is instead
+                self.ours.add(program_of(spare)[0])  # before another version's takes its place
             program = Program.adopt(plan.name, plan.queues, descriptors, ifindex=plan.ifindex)
             program.set_fallback(plan.fallback)
         except XdpError:
@@ -68,6 +74,7 @@ class Programs:
         finally:
             os.close(spare)
         self.by_name[plan.name], self.plans[plan.name] = program, plan
+        self.ours.add(program.id)
         how = "replaced by this version's, in place" if program.replaced else "kept"
         log.info(
             "%s: XDP program %s, %s mode",
@@ -80,6 +87,7 @@ class Programs:
     def renew(self, name: str) -> None:
         """An interface has more queues than before: let the program run on those too. Raises XdpError."""
         self.by_name[name].renew(name)
+        self.ours.add(self.by_name[name].id)
 
     def let_go(self, stored: str) -> None:
         """Drop a set that nobody takes over; a program in it is detached at once, to make room."""
@@ -104,8 +112,16 @@ class Programs:
                 program.detach()
             except XdpError as error:  # it goes with the last copy of its link, which is ours
                 log.warning("%s: %s", name, error, extra=about(interface=name))
+            with contextlib.suppress(XdpError):  # after the last packet, before the maps go
+                self._ended[name] = _sum(self.verdicts(name), program.verdicts())
             program.close()
             log.info("%s: XDP program detached", name, extra=about(interface=name))
+
+    def verdicts(self, name: str) -> Verdicts:
+        """What all programs did that an interface has had. Raises XdpError."""
+        ended = self._ended.get(name, Verdicts(0, 0, 0))
+        program = self.by_name.get(name)
+        return _sum(ended, program.verdicts()) if program else ended
 
     def insert(self, slot: Slot, *, replace: bool) -> None:
         """Let packets come to a worker's sockets; `replace`: they may be there already. Raises XdpError."""
@@ -139,6 +155,10 @@ class Programs:
         """Detach all: nothing of ours stays behind."""
         for name in list(self.by_name):
             self.detach(name)
+
+
+def _sum(one: Verdicts, other: Verdicts) -> Verdicts:
+    return Verdicts(*(a + b for a, b in zip(astuple(one), astuple(other), strict=True)))
 
 
 def stored_name(interface: str) -> str:

@@ -7,7 +7,7 @@ may grow, never change their meaning. Nothing here asks anybody anything; daemon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from xskd.counters import PortCounters, WorkerCounters
@@ -19,7 +19,10 @@ WorkerState = Literal["starting", "forwarding", "backoff", "waiting", "stopping"
 
 @dataclass(frozen=True)
 class PortStatus:
-    """One XSK. `mode` is what is in use, None while it is not bound; `rings` are sizes in entries."""
+    """One XSK. `mode` is what is in use, None while it is not bound; `rings` are sizes in entries.
+
+    `nic_rx_dropped` is what the NIC itself lost of this queue, as its driver names it.
+    """
 
     interface: str
     queue: int
@@ -28,6 +31,7 @@ class PortStatus:
     rings: dict[str, int]
     counters: PortCounters
     kernel: Statistics
+    nic_rx_dropped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,13 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class InterfaceStatus:
-    """One interface with its program. `attach` is what it became; `queues` the interface's own number now."""
+    """One interface of a path, there or not, with its program.
+
+    `attach` is what it became, None if ours is not attached; `queues` the interface's own number now, 0 if it
+    is not there. `foreign_program`: a program that is not ours is attached. `queues_without_socket` are those
+    that no worker has. `zerocopy_able` is what the driver says of itself, None where it does not.
+    `rx_dropped` is what was lost on the way in, as the kernel counts it for the interface as a whole.
+    """
 
     name: str
     path: str
@@ -67,6 +77,27 @@ class InterfaceStatus:
     attach_wanted: str
     attach: str | None
     verdicts: Verdicts
+    up: bool
+    driver: str
+    foreign_program: bool
+    queues_without_socket: int
+    zerocopy_able: bool | None
+    rx_dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Reloads:
+    """What became of the reloads since the daemon started, dry ones aside. `last` is seconds since the epoch.
+
+    `generation` counts the configurations that were loaded, from 1 on. `last_successful` and `last` are of
+    the last reload of either result; before the first they are True and the time of the start.
+    """
+
+    last: float
+    generation: int = 1
+    success: int = 0
+    failure: int = 0
+    last_successful: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +105,7 @@ class DaemonStatus:
     """All of it. `started` is seconds since the epoch.
 
     `config_error`: why the file is not what runs, None if it is. `paths` are all that are
-    configured; `waiting`: those that cannot run on the machine as it is, and why.
+    configured; `waiting`: those that cannot run on the machine as it is, and why. `kernel` is its release.
     """
 
     version: str
@@ -87,6 +118,8 @@ class DaemonStatus:
     waiting: dict[str, list[str]]
     interfaces: tuple[InterfaceStatus, ...]
     workers: tuple[WorkerStatus, ...]
+    kernel: str
+    reloads: Reloads
 
     def as_json(self) -> dict[str, Any]:
         """The whole picture as plain values."""

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from xskd import config, inheritance, notify, programs, slot, store
+from xskd import config, inheritance, nic, notify, programs, slot, store
 from xskd.daemon import Supervisor
 from xskd.errors import XdpError, XskError
+from xskd.features import Features
 from xskd.machine import Outlook
 from xskd.netdev import NetDevice
 from xskd.plan import Plan, WorkerPlan, make_plan
@@ -61,6 +62,8 @@ def device(
     up: bool = True,
     carrier: bool = True,
     default_route: bool = False,
+    xdp_prog_id: int | None = None,
+    features: Features | None = None,
 ) -> NetDevice:
     return NetDevice(
         name=name,
@@ -73,9 +76,10 @@ def device(
         queues=queues,
         tx_queues=queues if tx_queues is None else tx_queues,
         numa_node=node,
-        xdp_prog_id=None,
+        xdp_prog_id=xdp_prog_id,
         default_route=default_route,
         max_queues=queues if max_queues is None else max_queues,
+        features=features,
     )
 
 
@@ -228,6 +232,7 @@ class FakeProgram:
     replaced = False
     attach_mode: str | None = None
     renewed = 0  # times
+    id = 7
 
     def __init__(self, queues: int, *, fallback: str = "pass") -> None:
         self.queues, self.fallback = queues, fallback
@@ -324,6 +329,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystemd]:
     monkeypatch.setattr(slot, "make_socket", lambda *_: socket.socket(socket.AF_UNIX))
     monkeypatch.setattr(slot, "read_statistics", lambda _: Statistics(rx_dropped=1))
     monkeypatch.setattr(programs, "Program", FakeProgram)
+    monkeypatch.setattr(nic, "read", lambda _: {})
     monkeypatch.setattr(store, "notify", systemd.notify)
     monkeypatch.setattr(store, "listen_fds_with_names", systemd.hand_down)
     monkeypatch.setattr(notify, "notify", systemd.notify)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import platform
 import re
 import time
 import urllib.request
@@ -21,10 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from xskd._forward import ffi
 
-from xskd import endpoint
+from xskd import __version__, endpoint
 from xskd.counters import DROPS, PLACES, RINGS, WAKEUP_ERRORS
 from xskd.daemon import Supervisor
 from xskd.endpoint import Endpoint, Scraper
+from xskd.features import Features
 from xskd.metrics import (
     DAEMON_ROWS,
     INTERFACE_ROWS,
@@ -35,6 +37,7 @@ from xskd.metrics import (
     as_markdown,
     page,
 )
+from xskd.nic import Reading
 from xskd.status import DaemonStatus
 from xskd.xdp import Verdicts
 from xskd.xsk import Statistics
@@ -223,6 +226,58 @@ def test_carrier_and_queues_are_those_of_the_interface_now(supervisor: Superviso
     assert sample(supervisor.status(), "xskd_interface_queues") == {("wire", "eth1"): 5, ("wire", "eth2"): 0}
     supervisor.devices = {"eth1": device("eth1"), "eth2": None}
     assert sample(supervisor.status(), "xskd_interface_carrier")["wire", "eth1"] == 1
+
+
+def test_an_interface_tells_what_is_known_of_it_and_no_more(supervisor: Supervisor) -> None:
+    able = Features(frozenset({"basic", "xsk-zerocopy"}), 0)
+    supervisor.programs.ours = {7}
+    supervisor.devices = {
+        "eth1": device("eth1", queues=5, up=False, features=able, xdp_prog_id=8),
+        "eth2": device("eth2", xdp_prog_id=7, features=Features(frozenset({"basic"}), 0)),
+    }
+    both = ("wire", "eth1"), ("wire", "eth2")
+    for name, told in (
+        ("xskd_interface_up", {both[0]: 0, both[1]: 1}),
+        ("xskd_interface_queues_without_socket", {both[0]: 3, both[1]: 0}),
+        ("xskd_interface_foreign_program", {both[0]: 1, both[1]: 0}),
+        ("xskd_interface_zerocopy_able", {both[0]: 1, both[1]: 0}),
+        ("xskd_interface_info", {(*both[0], "ice"): 1, (*both[1], "ice"): 1}),
+    ):
+        assert sample(supervisor.status(), name) == told
+    supervisor.devices = {"eth1": device("eth1"), "eth2": None}
+    for name, told in (
+        ("xskd_interface_up", {both[0]: 1, both[1]: 0}),
+        ("xskd_interface_queues_without_socket", {both[0]: 0, both[1]: 0}),
+        ("xskd_interface_foreign_program", {both[0]: 0, both[1]: 0}),
+        ("xskd_interface_zerocopy_able", {}),
+        ("xskd_interface_info", {(*both[0], "ice"): 1}),
+    ):
+        assert sample(supervisor.status(), name) == told
+
+
+def test_what_a_nic_lost_belongs_to_its_queue_or_to_the_interface(supervisor: Supervisor) -> None:
+    counters = {(1, "rx_drops"): 5, (7, "rx_drops"): 9, (None, "rx_dropped"): 14}
+    supervisor._nics._totals["eth2"].add(Reading(12, counters))
+    status = supervisor.status()
+    assert sample(status, "xskd_nic_rx_dropped_packets") == {("wire", "eth2", "1", "rx_drops"): 5}
+    assert sample(status, "xskd_interface_rx_dropped_packets") == {("wire", "eth2", "rx_dropped"): 14}
+
+
+def test_a_worker_is_in_one_state_and_a_socket_in_one_mode(supervisor: Supervisor) -> None:
+    supervisor.crew.slots["wire/1"].enter("backoff")
+    states = sample(supervisor.status(), "xskd_worker_state")
+    assert [labels for labels, value in states.items() if value] == [
+        ("wire", "0", "starting"),
+        ("wire", "1", "backoff"),
+    ]
+    assert len(states) == 2 * 6
+    wanted = sample(supervisor.status(), "xskd_socket_mode_wanted")
+    assert {labels[-1] for labels, value in wanted.items() if value} == {"auto"}
+    assert sum(wanted.values()) == 4
+
+
+def test_the_daemon_tells_its_version_and_its_kernels(supervisor: Supervisor) -> None:
+    assert sample(supervisor.status(), "xskd_info") == {(__version__, platform.release()): 1}
 
 
 def test_every_path_has_a_series_that_says_whether_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:

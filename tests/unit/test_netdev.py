@@ -38,7 +38,7 @@ def attach_xdp_pass(name):
 names = sys.argv[1].split(",")
 if len(sys.argv) > 2:
     attach_xdp_pass(sys.argv[2])
-print(json.dumps({n: d and dataclasses.asdict(d) for n, d in read_devices(names).items()}))
+print(json.dumps({n: d and dataclasses.asdict(d) for n, d in read_devices(names).items()}, default=sorted))
 """
 
 
@@ -76,6 +76,7 @@ def test_veth(netns: str) -> None:
     found = facts(netns, "v0,v1,v2")
     assert found["v2"] is None
     v0, v1 = (NetDevice(**found[name]) for name in ("v0", "v1"))
+    assert "xsk-zerocopy" not in found["v0"]["features"]["xdp"]
     assert v0 == NetDevice(
         name="v0",
         ifindex=v0.ifindex,
@@ -90,6 +91,7 @@ def test_veth(netns: str) -> None:
         xdp_prog_id=None,
         default_route=False,
         max_queues=4,
+        features=v0.features,
     )
     assert v1 == replace(
         v0,

@@ -183,6 +183,27 @@ def test_every_line_of_what_is_wrong_is_logged(running: Scene, caplog: pytest.Lo
     assert not running.task.done()
 
 
+def test_reloads_are_counted_and_dry_ones_are_not(running: Scene) -> None:
+    def counted() -> tuple[int, int, int, bool]:
+        told = running.supervisor.status().reloads
+        return told.generation, told.success, told.failure, told.last_successful
+
+    status = running.supervisor.status()
+    assert (counted(), status.reloads.last) == ((1, 0, 0, True), status.started)
+    running.reload(BAD)
+    assert counted() == (1, 0, 1, False)
+    running.reload(BAD, dry=True)
+    running.reload(connect(), dry=True)
+    assert counted() == (1, 0, 1, False)
+    before = running.supervisor.status().reloads.last
+    assert before > status.started
+    running.act(Reload())  # as by a signal; that nothing has changed is a success too
+    assert counted() == (2, 1, 1, True)
+    assert running.supervisor.status().reloads.last > before
+    running.reload(TWO_PATHS)  # eth3 is not there: loaded all the same
+    assert counted() == (3, 2, 1, True)
+
+
 # ---- a dry run ------------------------------------------------------------------------------------
 
 

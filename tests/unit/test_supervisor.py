@@ -269,6 +269,7 @@ def test_status_tells_of_every_worker_and_interface_and_path(scene: Scene) -> No
     assert [(i.name, i.path, i.queues, i.carrier, i.attach) for i in status.interfaces] == [
         ("eth1", "wire", 2, True, "native"),
         ("eth2", "wire", 2, True, "native"),
+        ("eth3", "echo", 0, False, None),
     ]
     assert status.paths == ("wire", "echo")
     assert list(status.waiting) == ["echo"]
