@@ -658,9 +658,11 @@ def as_markdown() -> str:
         "",
         "<!-- Generated from xskd/metrics.py by `python -m xskd.metrics`; a test holds the two together. -->",
         "",
-        "Every metric of `/metrics`. Counters never go back while the daemon runs, also when a worker dies;",
-        "a worker that is down keeps its series. The labels are bounded by the configuration: `path`,",
-        "`interface` and `queue` are its names and numbers.",
+        "Every metric of `/metrics`. Counters never go back while the daemon runs, also when a worker dies",
+        "or an interface is made anew; a worker that is down, an interface that is gone keep their series.",
+        "What NICs lost begins with what the kernel has counted so far. The labels are bounded by the",
+        "configuration: `path`, `interface` and `queue` are its names and numbers; `stat` of what a NIC lost",
+        "is bounded by its driver.",
     ]
     for title, rows in (
         ("Per interface and queue", PORT_ROWS),

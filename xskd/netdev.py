@@ -9,6 +9,7 @@ here ever changes an interface.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Iterable, Iterator
@@ -65,9 +66,11 @@ def read_devices(names: Iterable[str]) -> dict[str, NetDevice | None]:
         default = set(_default_route_ifindexes(route))
         found = {name: _read_device(name, route, ethtool, default) for name in names}
     indexes = [device.ifindex for device in found.values() if device]
-    features = read_features(indexes) if indexes else {}
+    features: dict[int, Features | None] = {}
+    with contextlib.suppress(NetlinkError, OSError):  # nice to know, and nothing depends on it
+        features = read_features(indexes) if indexes else {}
     return {
-        name: replace(device, features=features[device.ifindex]) if device else None
+        name: replace(device, features=features.get(device.ifindex)) if device else None
         for name, device in found.items()
     }
 

@@ -276,6 +276,15 @@ def test_status_tells_of_every_worker_and_interface_and_path(scene: Scene) -> No
     assert "interfaces.eth3: no such interface" in status.waiting["echo"][0]
 
 
+def test_only_a_program_that_was_never_ours_is_foreign(scene: Scene) -> None:
+    scene.start(connect(), device("eth1"), device("eth2")).forward()
+    scene.change(device("eth1", xdp_prog_id=FakeProgram.id), device("eth2", xdp_prog_id=FakeProgram.id + 1))
+    assert [i.foreign_program for i in scene.supervisor.status().interfaces] == [False, True]
+    scene.change(device("eth2"))  # ours is detached, and a look of before that still names it
+    scene.supervisor.devices = {"eth1": device("eth1", xdp_prog_id=FakeProgram.id), "eth2": None}
+    assert [i.foreign_program for i in scene.supervisor.status().interfaces] == [False, False]
+
+
 def test_systemd_hears_of_a_link_as_soon_as_it_is_down(scene: Scene) -> None:
     scene.start(connect(), device("eth1"), device("eth2")).forward()
     scene.change(device("eth1", up=False, carrier=False), device("eth2", carrier=False))
