@@ -29,7 +29,6 @@ from xskd import config as configuration
 from xskd import control, machine, netdev
 from xskd.config import Config
 from xskd.errors import ConfigError, XskdError
-from xskd.features import Features, read_features
 from xskd.findings import Facts, Interface, Interrupt, Machine, Offloads, Peer
 from xskd.hook import tenants
 from xskd.plan import Plan, make_plan
@@ -61,10 +60,9 @@ def examine(wanted: Config | None) -> Facts:
         return facts
     devices = netdev.read_devices(wanted.interfaces)
     plan = _plan(wanted, devices)
-    told = read_features(device.ifindex for device in devices.values() if device)
     with IPRoute() as route, Ethtool() as ethtool:
         interfaces = tuple(
-            _looked_at(_wanted(wanted, plan, name, device), told, route, ethtool)
+            _looked_at(_wanted(wanted, plan, name, device), route, ethtool)
             for name, device in devices.items()
         )
     ours = running or frozenset()
@@ -160,9 +158,7 @@ def _running(wanted: Config | None) -> frozenset[str] | None:
 # ---- one interface ----------------------------------------------------------------------------------------
 
 
-def _looked_at(
-    interface: Interface, told: Mapping[int, Features | None], route: Any, ethtool: Any
-) -> Interface:
+def _looked_at(interface: Interface, route: Any, ethtool: Any) -> Interface:
     device = interface.device
     if device is None:
         return interface
@@ -170,7 +166,6 @@ def _looked_at(
     link, bus = found[0], netdev.bus_device(found[0])
     return replace(
         interface,
-        features=told[device.ifindex],
         offloads=_offloads(ethtool, device.name),
         peer=_peer(link, route) if device.driver == "veth" else None,
         tenants=_told(lambda: tenants(device.ifindex), ()),

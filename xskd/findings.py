@@ -77,7 +77,6 @@ class Interface:
     poll: Literal["adaptive", "busy", "wakeup"]
     frame_size: int
     device: NetDevice | None
-    features: Features | None = None
     offloads: Offloads = Offloads()
     peer: Peer | None = None
     tenants: tuple[Tenant, ...] = ()
@@ -95,6 +94,11 @@ class Interface:
         """The device, for checks that are only asked of one that exists."""
         assert self.device is not None
         return self.device
+
+    @property
+    def features(self) -> Features | None:
+        """What the driver says that it can do; None where the kernel does not tell."""
+        return self.there.features
 
     @property
     def queues(self) -> tuple[int, ...]:

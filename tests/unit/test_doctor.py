@@ -40,8 +40,7 @@ NIC = Interface(
     kind="connect",
     poll="adaptive",
     frame_size=4096,
-    device=replace(device("eth1", queues=2, node=0), takes_all=True),
-    features=DRIVER,
+    device=device("eth1", queues=2, node=0, features=DRIVER),
     hardware_rx=512,
     interrupts=tuple(Interrupt(40 + n, f"eth1-rx-{n}", frozenset({n})) for n in range(2)),
     worker_cpus=frozenset({0, 1}),
@@ -49,8 +48,7 @@ NIC = Interface(
 )
 PAIR = replace(
     NIC,
-    device=device("eth1", driver="veth"),
-    features=VETH,
+    device=device("eth1", driver="veth", features=VETH),
     interrupts=(),
     peer=Peer("eth0", "h0", Offloads(), 1),
 )
@@ -77,6 +75,7 @@ def offloads(*on: str, fixed: tuple[str, ...] = ()) -> Offloads:
 
 NO_ZEROCOPY = Features(frozenset({"basic"}), 0)
 NOTHING = Features(frozenset(), 0)
+CROWD = Peer("a", "", Offloads(), 4)  # of more TX queues than the other end has RX queues
 ONE_CPU = tuple(Interrupt(40 + n, f"eth1-rx-{n}", frozenset({0})) for n in range(2))
 # Check, interface, verdict, and what has to stand in what is said.
 INTERFACES: list[tuple[str, Interface, str, str]] = [
@@ -95,7 +94,12 @@ INTERFACES: list[tuple[str, Interface, str, str]] = [
     ("native XDP", nic(features=NOTHING, attach="native"), "FAIL", "will be refused"),
     ("native XDP", nic(features=NOTHING, attach="generic"), "OK", "generic"),
     ("native XDP", nic(features=None), "OK", "does not tell"),
-    ("native XDP", replace(pair(features=NOTHING), peer=Peer("a", "", Offloads(), 4)), "WARN", "rx 4 tx 4"),
+    (
+        "native XDP",
+        replace(pair(), device=device("eth1", driver="veth", features=NOTHING), peer=CROWD),
+        "WARN",
+        "rx 4 tx 4",
+    ),
     ("zero-copy", nic(features=NO_ZEROCOPY), "WARN", "interfaces.eth1.mode: copy"),
     ("zero-copy", nic(features=NO_ZEROCOPY, mode="zerocopy"), "FAIL", "interfaces.eth1.mode: copy"),
     ("zero-copy", nic(features=NO_ZEROCOPY, mode="copy"), "OK", "mode: copy"),
