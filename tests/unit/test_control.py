@@ -241,6 +241,7 @@ def stranger(tmp_path: Path) -> Iterator[Path]:
         def answer() -> None:
             client, _ = listening.accept()
             with client:
+                client.recv(4096)  # who closes too early breaks the other's pipe
                 client.sendall(b"220 mail.example.org ESMTP\r\n")
 
         thread = threading.Thread(target=answer)

@@ -75,6 +75,7 @@ def offloads(*on: str, fixed: tuple[str, ...] = ()) -> Offloads:
 
 NO_ZEROCOPY = Features(frozenset({"basic"}), 0)
 NOTHING = Features(frozenset(), 0)
+CROWDED = device("eth1", driver="veth", features=NOTHING)
 CROWD = Peer("a", "", Offloads(), 4)  # of more TX queues than the other end has RX queues
 ONE_CPU = tuple(Interrupt(40 + n, f"eth1-rx-{n}", frozenset({0})) for n in range(2))
 # Check, interface, verdict, and what has to stand in what is said.
