@@ -189,9 +189,8 @@ SOCKETS = Table(
     columns={
         "mode": Column(f"sum by ({OF_SOCKET}, mode) (xskd_socket_mode{{{PORT}}} == 1)", text="mode"),
         "configured": Column(
-            label_as(
-                f"sum by ({OF_SOCKET}, mode) (xskd_socket_mode_wanted{{{PORT}}} == 1)", "configured", "mode"
-            ),
+            f"sum by ({OF_SOCKET}, configured) "
+            f"({label_as(f'xskd_socket_mode_wanted{{{PORT}}} == 1', 'configured', 'mode')})",
             text="configured",
         ),
         **{ring: size(ring) for ring in ("fill", "rx", "tx", "completion")},

@@ -24,7 +24,6 @@ from panel import (
     Panel,
     heatmap,
     mean,
-    names,
     quantile,
     rate,
     stat,
@@ -48,15 +47,17 @@ FRAME_COLOURS = {
 }
 
 FIGURES = (
-    names(
+    stat(
         "State",
         "What the worker does now. Worry about anything but forwarding for longer than a restart takes.",
+        options={"textMode": "name"},
         queries={"{{state}}": f"sum by (state) (xskd_worker_state{{{WORKER}}}) > 0"},
         runbooks=("XskdWorkerDown",),
     ),
-    names(
+    stat(
         "Mode",
         "Of its sockets, as the kernel says. Worry about copy where the driver can do zerocopy.",
+        options={"textMode": "name"},
         queries={"{{mode}}": f"sum by (mode) (xskd_socket_mode{{{PORT}}}) > 0"},
         runbooks=("XskdSilentCopyMode",),
     ),

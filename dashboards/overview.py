@@ -242,9 +242,8 @@ INTERFACES = Table(
             f"max by ({OF_INTERFACE}) (xskd_interface_carrier{{{INTERFACE}}})", mappings=UP_OR_DOWN
         ),
         "program": Column(
-            label_as(
-                f"sum by ({OF_INTERFACE}, mode) (xskd_xdp_attached{{{INTERFACE}}} == 1)", "program", "mode"
-            ),
+            f"sum by ({OF_INTERFACE}, program) "
+            f"({label_as(f'xskd_xdp_attached{{{INTERFACE}}} == 1', 'program', 'mode')})",
             text="program",
             mappings=ATTACHED,
         ),

@@ -220,7 +220,8 @@ def test_files_are_as_they_should_be(first: tuple[Packaged, str], packages: dict
     for path in (
         "/lib/systemd/system/xskd.service",
         "/usr/lib/sysusers.d/xskd.conf",
-        "/usr/share/xskd/grafana/xskd.json",
+        "/usr/share/xskd/grafana/xskd-overview.json",
+        "/usr/share/doc/xskd/dashboards.md",
         "/usr/share/doc/xskd/copyright",
         "/usr/share/doc/xskd/changelog.gz",
     ):
