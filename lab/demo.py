@@ -98,7 +98,7 @@ def watch(lab: Topology, socket: Path, title: str, *command: str, seconds: float
                 break
             time.sleep(REFRESH_SECONDS)
             now, at_now = control.ask(socket, "status")["status"], time.monotonic()
-            live.update(show.status_table(now, before, at_now - at))
+            live.update(show.sockets(now, before, at_now - at, show.look_of(console)))
             before, at = now, at_now
     if not console.is_terminal:
         console.print()
@@ -128,7 +128,7 @@ def traffic(lab: Topology, socket: Path) -> None:
 def account(lab: Topology, picture: dict[str, Any]) -> None:
     """What went in, what came out, and where the rest is."""
     console.print("\n[bold]The account[/]")
-    console.print(show.status_table(picture))
+    console.print(show.sockets(picture, None, 0, show.look_of(console)))
     ports = [port for worker in picture["workers"] for port in worker["ports"]]
     taken = sum(port["counters"]["rx_packets"] for port in ports)
     sent = sum(port["counters"]["tx_packets"] for port in ports)
@@ -159,6 +159,7 @@ def explore(lab: Topology, socket: Path) -> None:
     python = sys.executable
     console.print("\n[bold]It stays up.[/] In another terminal, as root:\n")
     for command in (
+        f"{python} -m xskd top --socket {socket}",
         f"{python} -m xskd status --socket {socket}",
         f"{inside} curl -s http://{METRICS}/metrics",
         f"ip netns exec {lab.hosts[0]} ping {lab.ip_of(1)}",

@@ -1,4 +1,4 @@
-"""The command line: `xskd run | check | doctor | reload | status | cleanup | schema`.
+"""The command line: `xskd run | check | doctor | reload | status | top | cleanup | schema`.
 
 The only module that prints to standard output and the only one that picks an exit status:
 
@@ -15,7 +15,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from xskd.errors import ConfigError, Problem, XskdError
 EXIT_OK, EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_FAIL = 0, 2, 3, 4
 # Each verb imports what it needs when it runs: `xskd status` must not wait for the daemon's libraries.
 # ruff: noqa: PLC0415
+RATE_SECONDS = 0.3  # between the two looks that `xskd status` takes its rates from
 DEFAULT_CONFIG = Path("/etc/xskd/xskd.yaml")
 
 
@@ -71,20 +73,49 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(verb=_doctor)
     reload = verbs.add_parser("reload", help="have the running daemon read its configuration again")
     reload.add_argument("--dry-run", action="store_true", help="only say what it would do")
-    reload.add_argument("--socket", type=Path, metavar="PATH", help="its control socket")
-    reload.add_argument("-c", "--config", type=Path, metavar="FILE", help="take the socket from this file")
+    _add_socket(reload)
     reload.set_defaults(verb=_reload)
     status = verbs.add_parser("status", help="ask the running daemon how it is")
     status.add_argument("--json", action="store_true", help="the whole picture for a program")
-    status.add_argument("--socket", type=Path, metavar="PATH", help="its control socket")
-    status.add_argument("-c", "--config", type=Path, metavar="FILE", help="take the socket from this file")
+    _add_socket(status)
     status.set_defaults(verb=_status)
+    top = verbs.add_parser("top", help="watch the running daemon: rates, rings, losses")
+    top.add_argument("-d", "--delay", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks")
+    top.add_argument("-n", "--number", type=_count, metavar="N", help="print N times as text, then end")
+    _add_socket(top)
+    top.set_defaults(verb=_top)
     cleanup = verbs.add_parser("cleanup", help="remove an XDP program that a dead xskd left on an interface")
     cleanup.add_argument("interfaces", nargs="+", metavar="INTERFACE")
     cleanup.set_defaults(verb=_cleanup)
-    schema = verbs.add_parser("schema", help="print the configuration's JSON Schema, for editors")
+    schema = verbs.add_parser("schema", help="print a JSON Schema")
+    schema.add_argument(
+        "of", nargs="?", choices=("config", "status"), default="config",
+        help="of the configuration, for editors, or of what `xskd status --json` prints",
+    )  # fmt: skip
     schema.set_defaults(verb=_schema)
     return parser
+
+
+def _add_socket(parser: argparse.ArgumentParser) -> None:
+    """How to find the running daemon."""
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="its control socket")
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="take the socket from this file")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be 0.1 to 3600 seconds")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1 on")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -148,33 +179,63 @@ def _cleanup(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    ask = _asker(options)
+    before, at = ask("status")["status"], time.monotonic()
+    if options.json:
+        print(json.dumps(before, indent=2))
+        return EXIT_OK
     from xskd import show
 
-    answer = _ask(options, "status")["status"]
-    if options.json:
-        print(json.dumps(answer, indent=2))
+    time.sleep(max(at + RATE_SECONDS - time.monotonic(), 0.0))
+    now = ask("status")["status"]
+    show.status(now, before, time.monotonic() - at)
+    return EXIT_OK
+
+
+def _top(options: argparse.Namespace) -> int:
+    from xskd import terminal, top
+
+    if options.number is None and not terminal.is_usable():
+        _complain("xskd: top needs a terminal; try `xskd top -n 1`, or `xskd status`")
+        return EXIT_CONFIG
+    ask = _asker(options)
+
+    def picture() -> dict[str, Any]:
+        return dict(ask("status")["status"])
+
+    if options.number is None:
+        top.live(picture, options.delay)
     else:
-        show.status(answer)
+        top.batch(picture, options.delay, options.number)
     return EXIT_OK
 
 
 def _ask(options: argparse.Namespace, verb: str, **more: object) -> dict[str, Any]:
-    """Ask the daemon, which listens where the configuration says; also if that is wrong by now."""
+    """Ask the daemon one question."""
+    return _asker(options)(verb, **more)
+
+
+def _asker(options: argparse.Namespace) -> Callable[..., dict[str, Any]]:
+    """What asks the daemon, which listens where the configuration says; also if that is wrong by now."""
     from xskd import control
 
-    wrong = None
+    wrong: ConfigError | None = None
     try:
         where = options.socket or _control_socket(options.config)
     except ConfigError as error:
         from xskd import config
 
         wrong, where = error, config.Control().socket
-    try:
-        return control.ask(where, verb, **more)
-    except control.Refused:
-        raise
-    except XskdError as error:
-        raise wrong or error from error
+
+    def ask(verb: str, **more: object) -> dict[str, Any]:
+        try:
+            return control.ask(where, verb, **more)
+        except control.Refused:
+            raise
+        except XskdError as error:
+            raise wrong or error from error
+
+    return ask
 
 
 def _control_socket(file: Path | None) -> Path:
@@ -187,7 +248,7 @@ def _control_socket(file: Path | None) -> Path:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from xskd import config
+    from xskd import config, schema
 
-    print(json.dumps(config.schema(), indent=2))
+    print(json.dumps(config.schema() if options.of == "config" else schema.status(), indent=2))
     return EXIT_OK

@@ -8,14 +8,17 @@ from __future__ import annotations
 import shlex
 import sys
 import textwrap
+import time
 from collections import Counter
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from xskd import board, rates
 from xskd.plan import Plan
 
 if TYPE_CHECKING:  # `xskd status` must not wait for what the doctor needs
@@ -30,7 +33,7 @@ COLOURS: dict[Verdict, str] = {"FAIL": "red", "WARN": "yellow", "OK": "green"}  
 
 def plan(what: Plan) -> None:
     """The plan of `xskd check`: which process gets which queues, CPU and memory."""
-    console = _console()
+    console = open_console()
     table = _table("worker", "does", "ports", "poll", "CPU", "frames", "UMEM")
     for worker in what.workers:
         table.add_row(
@@ -54,46 +57,49 @@ def plan(what: Plan) -> None:
     console.print(f"packet memory in all: {what.memory_bytes / MIB:.0f} MiB")
 
 
-def status(picture: dict[str, Any]) -> None:
-    """The answer of `xskd status`, on one screen."""
-    console = _console()
-    # What is not well stands after a semicolon, see describe() in status.py.
-    style = "green" if picture["ready"] and ";" not in picture["text"] else "red"
-    console.print(f"xskd {picture['version']}, pid {picture['pid']}: [{style}]{picture['text']}[/]")
-    console.print(status_table(picture), soft_wrap=False)
-    for problem in (picture["config_error"] or "").splitlines():
-        console.print(f"[red]not loaded[/]: {escape(problem)}")
-    for path, problems in picture["waiting"].items():
-        for problem in problems:
-            console.print(f"[red]{path}[/] waits: {escape(problem)}")
-    for worker in picture["workers"]:
-        if worker["last_error"] and worker["path"] not in picture["waiting"]:
-            console.print(f"[red]{worker['name']}[/]: {escape(worker['last_error'])}")
+def status(now: dict[str, Any], before: dict[str, Any] | None = None, seconds: float = 0.0) -> None:
+    """The answer of `xskd status`, on one screen; with an earlier one and the seconds since, also rates."""
+    console = open_console()
+    look = look_of(console)
+    rows = rates.socket_rows(now, before, seconds)
+    up = board.duration(time.time() - now["started"])
+    console.print(f"xskd {now['version']}, pid {now['pid']}, up {up}: ", end="")
+    console.print(Text(now["text"], "green" if board.is_well(now) else "bold red"))
+    sections = [
+        board.table(board.PATHS, rates.path_rows(now, rows), look),
+        board.table(board.status_columns(look), rows, look),
+        board.table(board.INTERFACES, rates.interface_rows(now, before, seconds), look),
+    ]
+    lost = board.losses(rows)
+    sections.append(board.table(board.LOSSES, lost, look) if lost else [Text("no packet lost")])
+    for lines in sections:
+        console.print()
+        for line in lines:
+            console.print(line, no_wrap=True, crop=True)
+    console.print()
+    console.print(_configuration(now))
+    for where, what in board.troubles(now):
+        console.print(Text(where, "red") + Text(f": {what}"))
 
 
-def status_table(picture: dict[str, Any], before: dict[str, Any] | None = None, seconds: float = 0) -> Table:
-    """A row per socket; with an earlier picture and the seconds since, packets are shown as rates."""
-    unit = "/s" if before else ""
-    table = _table("worker", "state", "port", "mode", f"rx{unit}", f"tx{unit}", "dropped", "kernel lost")
-    for number, worker in enumerate(picture["workers"]):
-        for index, port in enumerate(worker["ports"]):
-            earlier = before["workers"][number]["ports"][index] if before else None
-            table.add_row(
-                worker["name"] if index == 0 else "",
-                _coloured(worker["state"]) if index == 0 else "",
-                f"{port['interface']}:{port['queue']}",
-                port["mode"] or "-",
-                _amount(port, earlier, "rx_packets", seconds),
-                _amount(port, earlier, "tx_packets", seconds),
-                _losses(port["counters"]["drops"]),
-                _losses({name: port["kernel"][name] for name in ("rx_dropped", "rx_ring_full")}),
-            )
-    return table
+def _configuration(now: dict[str, Any]) -> Text:
+    """What became of the file."""
+    if now["config_error"]:
+        return Text("configuration: the file is wrong, an older one runs", "bold red")
+    text = Text("configuration: as in the file")
+    if reloads := now.get("reloads"):
+        text.append(f", generation {reloads['generation']}")
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(reloads["last"]))
+        if not reloads["last_successful"]:
+            text.append("; ").append(f"the reload of {when} failed", "bold red")
+        elif reloads["success"]:
+            text.append(f", reloaded {when}")
+    return text
 
 
 def doctor(findings: list[Finding], done: list[Done], note: str = "") -> None:
     """What `xskd doctor` has found, the worst of each subject first, and what --fix has done."""
-    console = _console()
+    console = open_console()
     for one in done:
         what = "[green]done[/]" if one.success else "[red]failed[/]"
         console.print(f"{what}  {one.subject}: {escape(shlex.join(one.fix.command))}")
@@ -125,7 +131,18 @@ def _folded(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, LINE_WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _console() -> Console:
+def sockets(now: dict[str, Any], before: dict[str, Any] | None, seconds: float, look: board.Look) -> Group:
+    """A row per socket, as in `xskd status`."""
+    rows = rates.socket_rows(now, before, seconds)
+    return Group(*board.table(board.status_columns(look), rows, look))
+
+
+def look_of(console: Console) -> board.Look:
+    """What a console can show."""
+    return board.Look(console.width, unicode=console.encoding.startswith("utf"))
+
+
+def open_console() -> Console:
     """Tables fit the terminal and other lines are left to it; a pipe or a file gets both unfolded."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
@@ -136,19 +153,3 @@ def _table(*columns: str) -> Table:
         numeric = column.startswith(("rx", "tx")) or column in {"CPU", "UMEM"}
         table.add_column(column, justify="right" if numeric else "left")
     return table
-
-
-def _coloured(state: str) -> str:
-    return f"[{'green' if state == 'forwarding' else 'red'}]{state}[/]"
-
-
-def _amount(port: dict[str, Any], earlier: dict[str, Any] | None, name: str, seconds: float) -> str:
-    count = port["counters"][name]
-    if earlier is not None and seconds > 0:
-        count = round((count - earlier["counters"][name]) / seconds)
-    return f"{count:,}"
-
-
-def _losses(counts: dict[str, int]) -> str:
-    some = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    return f"[red]{some}[/]" if some else "0"
