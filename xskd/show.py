@@ -62,9 +62,11 @@ def status(now: dict[str, Any], before: dict[str, Any] | None = None, seconds: f
     console = open_console()
     look = look_of(console)
     rows = rates.socket_rows(now, before, seconds)
-    up = board.duration(time.time() - now["started"])
-    console.print(f"xskd {now['version']}, pid {now['pid']}, up {up}: ", end="")
-    console.print(Text(now["text"], "green" if board.is_well(now) else "bold red"))
+    head = Text(
+        f"xskd {now['version']}, pid {now['pid']}, up {board.duration(time.time() - now['started'])}: "
+    )
+    head.append(now["text"], "green" if board.is_well(now) else "bold red")
+    _sentence(console, head)
     sections = [
         board.table(board.PATHS, rates.path_rows(now, rows), look),
         board.table(board.status_columns(look), rows, look),
@@ -77,9 +79,14 @@ def status(now: dict[str, Any], before: dict[str, Any] | None = None, seconds: f
         for line in lines:
             console.print(line, no_wrap=True, crop=True)
     console.print()
-    console.print(_configuration(now))
+    _sentence(console, _configuration(now))
     for where, what in board.troubles(now):
-        console.print(Text(where, "red") + Text(f": {what}"))
+        _sentence(console, Text().append(where, "red").append(f": {what}"))
+
+
+def _sentence(console: Console, text: Text) -> None:
+    """A line that a terminal may fold, between words."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _configuration(now: dict[str, Any]) -> Text:

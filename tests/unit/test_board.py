@@ -123,7 +123,9 @@ def test_a_wider_terminal_shows_more() -> None:
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     out = io.StringIO()
-    monkeypatch.setattr(show, "open_console", lambda: Console(file=out, width=80, highlight=False))
+    monkeypatch.setattr(
+        show, "open_console", lambda: Console(file=out, width=80, force_terminal=True, color_system=None)
+    )
     return out
 
 

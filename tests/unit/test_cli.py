@@ -44,7 +44,17 @@ def test_it_runs_as_a_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [[], ["start"], ["run", "--fast"], ["status", "--socket"], ["reload", "now"], ["cleanup"]]
+    "wrong",
+    [
+        *([], ["start"], ["run", "--fast"], ["status", "--socket"], ["reload", "now"], ["cleanup"]),
+        *(
+            ["schema", "top"],
+            ["top", "-d", "0"],
+            ["top", "-d", "nan"],
+            ["top", "-n", "0"],
+            ["top", "-n", "x"],
+        ),
+    ],
 )
 def test_a_wrong_command_line_is_refused_like_a_wrong_file(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
@@ -94,12 +104,12 @@ def test_an_interface_that_is_missing_is_a_wrong_configuration(
     assert capsys.readouterr().err.startswith(f"{file}:2: interfaces.nowhere7: no such interface")
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("verb", [["status"], ["status", "--json"], ["top", "-n", "1"]])
 def test_no_daemon_is_unavailable_and_prints_nothing(
-    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = tmp_path / "control.sock"
-    assert cli.main(["status", "--socket", str(where), *more]) == 3
+    assert cli.main([*verb, "--socket", str(where)]) == 3
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"xskd: no xskd answers on {where} (")
@@ -121,10 +131,10 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"{", b"")
 
 
-@pytest.mark.parametrize("verb", ["status", "reload"])
+@pytest.mark.parametrize("verb", ["status", "reload", "top -n 1"])
 def test_asking_loads_none_of_the_daemons_libraries(verb: str, tmp_path: Path) -> None:
     code = (
-        f"import sys; from xskd import cli; cli.main(['{verb}', '--socket', '{tmp_path}/none']);"
+        f"import sys; from xskd import cli; cli.main([*'{verb}'.split(), '--socket', '{tmp_path}/none']);"
         "print({'pydantic', 'pyroute2', 'yaml', 'prometheus_client'} & sys.modules.keys())"
     )
     done = subprocess.run(
