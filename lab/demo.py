@@ -26,6 +26,7 @@ from xskd.errors import XskdError
 
 READY_SECONDS = 20.0
 REFRESH_SECONDS = 0.5
+REST_SECONDS = 10.0
 PING_COUNT, IPERF_SECONDS, FLOOD_SECONDS, FLOOD_BYTES = 20, 5, 5, 64
 QUEUES = 2
 METRICS = "127.0.0.1:9478"  # inside the namespace of xskd
@@ -125,6 +126,19 @@ def traffic(lab: Topology, socket: Path) -> None:
           seconds=FLOOD_SECONDS)  # fmt: skip
 
 
+def at_rest(socket: Path) -> dict[str, Any]:
+    """A picture in which nothing is on its way any more: what was sent last is still being received."""
+    deadline = time.monotonic() + REST_SECONDS
+    before: list[int] = []
+    while True:
+        picture = control.ask(socket, "status")["status"]
+        moved = [port["counters"]["rx_packets"] for worker in picture["workers"] for port in worker["ports"]]
+        if moved == before or time.monotonic() > deadline:
+            return dict(picture)
+        before = moved
+        time.sleep(REFRESH_SECONDS)
+
+
 def account(lab: Topology, picture: dict[str, Any]) -> None:
     """What went in, what came out, and where the rest is."""
     console.print("\n[bold]The account[/]")
@@ -188,7 +202,7 @@ def main() -> int:
             )
             with forwarder(lab, Path(directory)) as socket:
                 traffic(lab, socket)
-                account(lab, control.ask(socket, "status")["status"])
+                account(lab, at_rest(socket))
                 if options.keep:
                     explore(lab, socket)
     except (DemoError, XskdError, subprocess.CalledProcessError) as error:
