@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from xskd.counters import DROPS, PLACES, RINGS, WAKEUP_ERRORS, PortCounters, WorkerCounters
-from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, WorkerStatus
+from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, Reloads, WorkerStatus
 from xskd.xdp import Verdicts
 from xskd.xsk import Statistics
 
@@ -27,6 +27,7 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
         "The whole answer.",
         {
             "version": "Of xskd.",
+            "kernel": "Release of the running kernel.",
             "pid": "Of the supervisor.",
             "started": "When the supervisor started, in seconds since the epoch.",
             "ready": "Every queue that can has been started; what does not work is in `text`.",
@@ -37,6 +38,17 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "waiting": "By path, why it cannot run on the machine as it is. Only those that wait.",
             "interfaces": "One entry per interface of a path.",
             "workers": "One entry per worker: per path and queue.",
+            "reloads": "What became of the configuration since the supervisor started.",
+        },
+    ),
+    Reloads: (
+        "What became of the configuration since the supervisor started; a dry run does not count.",
+        {
+            "generation": "Configurations that were loaded, from 1 on.",
+            "success": "Reloads that did all that they should.",
+            "failure": "Reloads that did not.",
+            "last": "When the last one was, in seconds since the epoch; before the first, the start.",
+            "last_successful": "What became of the last one; true before the first.",
         },
     ),
     InterfaceStatus: (
@@ -45,11 +57,19 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "name": "Of the interface.",
             "path": "The path that it belongs to.",
             "queues": "RX queues that the interface has now; 0 if it is not there.",
+            "up": "It is set up (`ip link set up`).",
             "carrier": "It is up and has a carrier.",
+            "driver": "Name of its driver; empty if the kernel does not say.",
             "fallback": "What its program does with packets of a queue without a socket: `pass` or `drop`.",
             "attach_wanted": "How the program was to be attached: `auto`, `native` or `generic`.",
             "attach": "How it is: `native` or `generic`; null if xskd's program is not attached.",
             "verdicts": "What the program did with the packets it saw.",
+            "foreign_program": "An XDP program is attached that is not of xskd.",
+            "queues_without_socket": "Queues that no worker has.",
+            "zerocopy_able": "What the driver says of itself; null where the kernel does not tell.",
+            "rx_dropped": "Packets that the kernel counts as lost on the way into the interface, by its "
+            "own names. Some drivers count here what XDP does not take, so the same packet may be counted "
+            "elsewhere.",
         },
     ),
     Verdicts: (
@@ -110,6 +130,8 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "rings": f"Sizes in entries: {_each(RINGS)}.",
             "counters": "What the worker counts.",
             "kernel": "What the kernel counts (XDP_STATISTICS).",
+            "nic_rx_dropped": "Packets that the NIC lost of this queue, by the driver's names (`ethtool "
+            "-S`) without the queue's number. Some drivers count here what the kernel counts as well.",
         },
     ),
     PortCounters: (
