@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from daemon import Daemon, Lane, connect, running, xskd
 from jsonschema import Draft202012Validator
@@ -99,36 +99,10 @@ def test_the_answer_is_what_its_schema_says(wire: MakeWire, tmp_path: Path) -> N
         said = json.loads(xskd(net, "status", "--json", "-c", str(daemon.file)).stdout)
     schema = json.loads(xskd(net, "schema", "status").stdout)
     assert list(Draft202012Validator(schema).iter_errors(said)) == []
-    assert said["workers"][1]["ports"][1]["counters"]["ring_entries"].keys() == set(RINGS)
-
-
-def fields(value: Any) -> Any:
-    """Show the shape of JSON: keys for mappings, the first element for lists, the type otherwise."""
-    if isinstance(value, dict):
-        return {key: fields(item) for key, item in value.items()}
-    return [fields(item) for item in value[:1]] if isinstance(value, list) else type(value).__name__
-
-
-def test_status_as_json_has_the_fields_that_programs_rely_on(wire: MakeWire, tmp_path: Path) -> None:
-    with running(wire(), tmp_path) as daemon:
-        said = json.loads(xskd(daemon.net, "status", "--json", "--socket", str(daemon.socket)).stdout)
-    found = fields(said)
-    (worker,) = found.pop("workers")  # of the list's first
-    (port,) = worker.pop("ports")
-    verdicts = dict.fromkeys(("redirected", "no_socket_passed", "no_socket_dropped"), "int")
-    words = dict.fromkeys(("name", "path", "fallback", "attach_wanted", "attach"), "str")
-    assert found == {
-        **{"version": "str", "pid": "int", "started": "float", "ready": "bool", "text": "str"},
-        **{"config_error": "NoneType", "paths": ["str"], "waiting": {}},
-        "interfaces": [{**words, "queues": "int", "carrier": "bool", "verdicts": verdicts}],
-    }
-    assert set(worker) == {
-        *("name", "path", "index", "kind", "state", "pid", "cpu", "poll", "restarts", "last_error"),
-        *("heartbeat_age", "counters", "adoptions", "gap_seconds"),
-    }
-    assert set(port) == {"interface", "queue", "mode_wanted", "mode", "rings", "counters", "kernel"}
     assert said["pid"] == daemon.pid
-    assert said["workers"][0]["ports"][0]["rings"] == {"fill": 1024, "rx": 512, "tx": 512, "completion": 1024}
+    port = said["workers"][1]["ports"][1]
+    assert port["rings"] == {"fill": 1024, "rx": 512, "tx": 512, "completion": 1024}
+    assert port["counters"]["ring_entries"].keys() == set(RINGS)
 
 
 def test_status_of_a_daemon_that_has_gone_is_unavailable(wire: MakeWire, tmp_path: Path) -> None:
