@@ -1,4 +1,4 @@
-"""What the dashboard files ask, for tests that hold them against the metric table and a real Prometheus."""
+"""What dashboards and rules ask, for tests that hold them against the metric table and a real Prometheus."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs/operations.md"
 FILES = sorted((ROOT / "dashboards/grafana").glob("*.json"))
+RULES, ALERTS = (ROOT / f"dashboards/prometheus/xskd.{what}.yaml" for what in ("rules", "alerts"))
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query of one panel."""
+    """One query of one panel; or one rule, whose name then is the panel's."""
 
     panel: str
     expr: str
@@ -29,7 +32,7 @@ class Query:
     def metrics(self) -> dict[str, set[str]]:
         """Each metric (of a histogram's series: the histogram) with the labels by which it selects."""
         found: dict[str, set[str]] = {}
-        for series, selector in re.findall(r"\b(xskd_\w+)(?:\{([^}]*)\})?", self.expr):
+        for series, selector in re.findall(r"(?<![\w:])(xskd_\w+)\b(?!:)(?:\{([^}]*)\})?", self.expr):
             name = re.sub(r"_(bucket|sum|count)$", "", series)
             found.setdefault(name, set()).update(re.findall(r'(\w+) *(?:=~|!~|!=|=) *"', selector))
         return found
@@ -105,11 +108,20 @@ def runbooks() -> set[str]:
     return {heading.lower() for heading in headings}
 
 
+def rules(file: Path) -> Iterator[dict[str, Any]]:
+    """Every rule of a file, as it stands there."""
+    for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]:
+        yield from group["rules"]
+
+
 def alerts() -> list[Query]:
-    """The expressions that the operator's page recommends."""
-    (block,) = re.findall(r"```promql\n(.*?)```", OPERATIONS.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for line in block.splitlines() if not line.startswith("#")]
-    return [Query(OPERATIONS.name, line, "") for line in lines]
+    """Every alert."""
+    return [Query(rule["alert"], rule["expr"], "") for rule in rules(ALERTS)]
+
+
+def recorded() -> dict[str, Query]:
+    """Every recorded series by its name."""
+    return {rule["record"]: Query(rule["record"], rule["expr"], "") for rule in rules(RULES)}
 
 
 def filled(expr: str, interval: str, chosen: Mapping[str, str] | None = None) -> str:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from queries import FILES, ROOT, Query, alerts, dashboards, links, panels, queries, runbooks, variables
+from queries import FILES, ROOT, Query, dashboards, links, panels, queries, runbooks, variables
 
 from xskd.metrics import TABLE
 
@@ -65,9 +65,9 @@ def test_every_query_goes_to_the_chosen_source_and_follows_the_chosen_instance()
 
 
 def test_metrics_and_labels_exist() -> None:
-    for query in [*queries(), *alerts()]:
+    for query in queries():
         metrics = query.metrics()
-        assert metrics or query.expr.startswith("up{"), query.panel
+        assert metrics, query.panel
         for name, selected in metrics.items():
             assert name in LABELS, f"{query.panel}: no metric {name}"
             assert selected <= LABELS[name], f"{query.panel}: {name} has no {selected - LABELS[name]}"
@@ -76,7 +76,7 @@ def test_metrics_and_labels_exist() -> None:
 
 
 def test_every_grouping_is_by_labels_that_what_is_grouped_has() -> None:
-    for query in [*queries(), *alerts()]:
+    for query in queries():
         for by, grouped in query.aggregations():
             metrics = grouped.metrics()
             joined = (
