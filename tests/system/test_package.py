@@ -221,6 +221,8 @@ def test_files_are_as_they_should_be(first: tuple[Packaged, str], packages: dict
         "/lib/systemd/system/xskd.service",
         "/usr/lib/sysusers.d/xskd.conf",
         "/usr/share/xskd/grafana/xskd-overview.json",
+        "/usr/share/xskd/prometheus/xskd.alerts.yaml",
+        "/usr/share/xskd/prometheus/xskd.rules.yaml",
         "/usr/share/doc/xskd/dashboards.md",
         "/usr/share/doc/xskd/copyright",
         "/usr/share/doc/xskd/changelog.gz",
