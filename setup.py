@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["csrc/build.py:forward", "csrc/build.py:libbpf", "csrc/build.py:seccomp"])
+setup(cffi_modules=[f"csrc/build.py:{module}" for module in ("forward", "libbpf", "seccomp", "pcap")])

@@ -1,10 +1,12 @@
-"""Builds the three C modules through cffi in API mode: the compiler, not Python, knows every struct.
+"""Builds the four C modules through cffi in API mode: the compiler, not Python, knows every struct.
 
 `forward` (xskd._forward) is the data plane with the kernel's AF_XDP definitions, and `seccomp`
 (xskd._seccomp) the part of libseccomp that confines a worker; a worker loads only these. `libbpf`
 (xskd._libbpf) is the part of libbpf that loads and attaches the XDP program; only a process that does that
-loads it. None retypes a kernel struct or constant: what stands in a cdef with "..." is taken from the
-system's headers, and what xskd itself declares is cut out of csrc/forward.h.
+loads it. `pcap` (xskd._pcap) is libpcap's compiler of filter expressions, for `xskd capture` only: a worker runs
+what it made with libpcap's interpreter, one object of libpcap.a inside `forward`, since the shared library would
+bring its own libraries (D-Bus) into every worker. None retypes a kernel struct or constant: what stands in a cdef with "..." is taken from the
+system's headers, and what xskd itself declares is cut out of csrc/forward.h and csrc/capture.h.
 """
 
 import re
@@ -49,8 +51,10 @@ static const int PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AM
 int xskd_bind(int fd, const struct sockaddr_xdp *address);
 int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long);
 int xskd_drop_capabilities(void);
+struct bpf_insn { unsigned short code; unsigned char jt, jf; uint32_t k; ...; };
 """
     + declarations("forward.h")
+    + declarations("capture.h")
 )
 forward.set_source(
     "xskd._forward",
@@ -62,6 +66,7 @@ forward.set_source(
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "capture.h"
 #include "forward.h"
 /* Newer than Debian 12's header; the kernel answers ENOPROTOOPT where it does not know it. */
 #ifndef XDP_MAX_TX_SKB_BUDGET
@@ -82,16 +87,13 @@ static int xskd_drop_capabilities(void)
 }
 """,
     sources=[
-        "csrc/forward.c",
-        "csrc/port.c",
-        "csrc/frames.c",
-        "csrc/observe.c",
-        "csrc/adopt.c",
-        "csrc/syscalls.c",
+        f"csrc/{name}.c"
+        for name in ("forward", "port", "frames", "observe", "adopt", "capture", "syscalls")
     ],
     include_dirs=[str(HERE)],
     depends=[str(p) for p in HERE.glob("*.h")],
     extra_compile_args=OPTIMISE + WARNINGS,
+    extra_link_args=["-l:libpcap.a", "-Wl,--exclude-libs,libpcap.a"],
 )
 
 libbpf = FFI()
@@ -164,5 +166,25 @@ seccomp.set_source(
 static const uint32_t XSKD_ALLOW = SCMP_ACT_ALLOW, XSKD_REFUSE = SCMP_ACT_ERRNO(EPERM);
 """,
     libraries=["seccomp"],
+    extra_compile_args=WARNINGS,
+)
+
+pcap = FFI()
+pcap.cdef("""
+typedef struct pcap pcap_t;
+struct bpf_insn { unsigned short code; unsigned char jt, jf; uint32_t k; ...; };
+struct bpf_program { unsigned int bf_len; struct bpf_insn *bf_insns; ...; };
+pcap_t *pcap_open_dead(int linktype, int snaplen);
+void pcap_close(pcap_t *handle);
+int pcap_compile(pcap_t *handle, struct bpf_program *program, const char *text, int optimize, uint32_t netmask);
+void pcap_freecode(struct bpf_program *program);
+char *pcap_geterr(pcap_t *handle);
+static const int DLT_EN10MB;
+static const uint32_t PCAP_NETMASK_UNKNOWN;
+""")
+pcap.set_source(
+    "xskd._pcap",
+    "#include <pcap/pcap.h>",
+    libraries=["pcap"],
     extra_compile_args=WARNINGS,
 )

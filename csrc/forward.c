@@ -4,7 +4,7 @@
  *
  * This file and bpf/xdp_prog.bpf.c are the whole way of a packet. It never parses configuration, never
  * allocates, never logs, never blocks, and knows no names; Python hands it mapped rings and calls
- * xskd_forward_run() again and again with a time bound. Its system calls are the four in syscalls.h.
+ * xskd_forward_run() again and again with a time bound. Its system calls are those in syscalls.h.
  *
  * One turn takes at most XSKD_BURST packets from each port and ends every burst by telling the kernel,
  * so one packet in is one packet out at once. A packet that is not forwarded is counted under exactly one
@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "capture.h"
 #include "frames.h"
 #include "observe.h"
 #include "ring.h"
@@ -254,19 +255,24 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 		out->blocked_since_ns = forward->now_ns;
 	if (forward->now_ns - out->blocked_since_ns < TX_DEADLINE_NS)
 		return 0;
-	n = xskd_receive(in, held, XSKD_BURST);
+	n = ring_peek(&in->rings[XSKD_RX], XSKD_BURST);
+	if (forward->capture)
+		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
+	n = xskd_receive(in, held, n);
 	xskd_umem_give(in->umem, held, n);
 	count(&in->counters->drops[XSKD_DROP_TX_FULL], n);
 	return n;
 }
 
-/* One burst from one port to its egress: receive, act, transmit. Returns the packets taken from RX. */
-static inline uint32_t forward_burst(const struct xskd_forward *forward, struct xskd_port *in,
-				     struct xskd_port *out)
+/* One burst of at most `most` packets from one port to its egress: receive, act, transmit. Returns the packets
+ * taken from RX. */
+static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct xskd_port *in,
+				      struct xskd_port *out, uint32_t most)
 {
 	struct xskd_ring *rx = &in->rings[XSKD_RX], *tx = &out->rings[XSKD_TX];
 	const uint32_t waiting = ring_used_by_consumer(rx), unsent = ring_used_by_producer(tx);
-	const uint32_t room = ring_room(tx, unsent, XSKD_BURST), n = ring_given(rx, waiting, room);
+	const uint32_t room = ring_room(tx, unsent, XSKD_BURST);
+	const uint32_t n = ring_given(rx, waiting, room < most ? room : most);
 	uint32_t sent = 0;
 	const bool swap = forward->action == XSKD_SWAP_MACS;
 	uint64_t bytes = 0, dropped_bytes = 0;
@@ -312,6 +318,22 @@ static inline uint32_t forward_burst(const struct xskd_forward *forward, struct 
 	return n;
 }
 
+/* The same while somebody wants copies: of what arrives as it came, of what leaves as it goes. Copying is no part
+ * of a batch, so that a worker that is killed meanwhile leaves nothing in doubt. A frame that was submitted holds
+ * still until our own next turn. */
+static uint32_t __attribute__((noinline, cold)) copied_burst(const struct xskd_forward *forward,
+							     struct xskd_port *in, struct xskd_port *out)
+{
+	struct xskd_ring *rx = &in->rings[XSKD_RX], *tx = &out->rings[XSKD_TX];
+	const uint32_t first = tx->own, n = ring_peek(rx, ring_reserve(tx, XSKD_BURST));
+	uint32_t taken;
+
+	xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
+	taken = forward_burst(forward, in, out, n);
+	xskd_capture_burst(forward->capture, out, XSKD_TX, first - tx->own, tx->own - first);
+	return taken;
+}
+
 /* Nothing arrives, the driver asks to be woken, and there is something on FILL to wake it for. */
 static inline bool may_have_run_dry(const struct xskd_port *port)
 {
@@ -332,7 +354,8 @@ uint32_t xskd_forward_turn(struct xskd_forward *forward)
 		moved += recycle(out, in);
 		if (unlikely(ring_used_by_consumer(&out->rings[XSKD_COMPLETION])))
 			moved += xskd_complete(out);
-		taken = forward_burst(forward, in, out);
+		taken = unlikely(forward->capture) ? copied_burst(forward, in, out) :
+						     forward_burst(forward, in, out, XSKD_BURST);
 		moved += taken;
 		pending = ring_used_by_producer(&out->rings[XSKD_TX]);
 		if (pending)

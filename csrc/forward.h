@@ -198,6 +198,8 @@ struct xskd_port {
 	int error;              /* errno that ended this port, 0 while it works */
 };
 
+struct xskd_capture;
+
 struct xskd_forward {
 	struct xskd_port *ports[XSKD_MAX_PORTS];
 	uint32_t egress[XSKD_MAX_PORTS];        /* what arrives on port i leaves by port egress[i] */
@@ -212,6 +214,7 @@ struct xskd_forward {
 	uint64_t used[XSKD_CPUS + XSKD_SWITCHES + XSKD_FAULTS]; /* by this process, as last published */
 	uint64_t busy_until_ns; /* adaptive: do not sleep before */
 	struct xskd_counters *counters;
+	struct xskd_capture *capture;   /* who wants copies of packets (capture.h); NULL: nobody */
 };
 
 /* What a successor found in its predecessor's rings. Frames, which are packets on RX and TX. */

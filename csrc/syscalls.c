@@ -10,12 +10,22 @@
 
 #define NS_PER_S 1000000000ull
 
-uint64_t xskd_sys_now_ns(void)
+static uint64_t now_ns(clockid_t clock)
 {
 	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);    /* cannot fail with this clock and a valid pointer */
+	clock_gettime(clock, &ts);      /* cannot fail with these clocks and a valid pointer */
 	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+uint64_t xskd_sys_now_ns(void)
+{
+	return now_ns(CLOCK_MONOTONIC);
+}
+
+uint64_t xskd_sys_wall_ns(void)
+{
+	return now_ns(CLOCK_REALTIME);
 }
 
 /* Without MSG_DONTWAIT the kernel answers EOPNOTSUPP; all other arguments must be empty. */

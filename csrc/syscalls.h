@@ -11,6 +11,8 @@
 
 /* CLOCK_MONOTONIC in nanoseconds. */
 uint64_t xskd_sys_now_ns(void);
+/* CLOCK_REALTIME in nanoseconds, for copies of packets only. */
+uint64_t xskd_sys_wall_ns(void);
 /* Ask the kernel to send what is on the TX ring. 0 or an errno; never blocks. */
 int xskd_sys_wakeup_tx(int fd);
 /* Ask the kernel to look at the FILL ring. 0 or an errno; never blocks. */

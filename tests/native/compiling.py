@@ -15,7 +15,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # All of the data plane but syscalls.c, whose part the fake kernel plays.
 COMMON = [
     HERE / "fake_kernel.c",
-    *(CSRC / f"{name}.c" for name in ("forward", "port", "frames", "observe", "adopt")),
+    *(CSRC / f"{name}.c" for name in ("forward", "port", "frames", "observe", "adopt", "capture")),
 ]
 VARIANTS = {
     "plain": [*OPTIMISE, *WARNINGS, "-g"],
@@ -41,7 +41,7 @@ def common_objects(variant: str) -> tuple[Path, ...]:
 @functools.cache
 def compiled(program: str, variant: str) -> Path:
     """tests/native/PROGRAM.c as an executable, compiled once per session."""
-    gcc(variant, HERE / f"{program}.c", *common_objects(variant), "-o", program)
+    gcc(variant, HERE / f"{program}.c", *common_objects(variant), "-l:libpcap.a", "-o", program)
     return BUILD / variant / program
 
 

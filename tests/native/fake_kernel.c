@@ -288,6 +288,11 @@ uint64_t xskd_sys_now_ns(void)
 	return current->now_ns += current->tick_ns;
 }
 
+uint64_t xskd_sys_wall_ns(void)
+{
+	return FAKE_WALL_NS + current->now_ns;
+}
+
 int xskd_sys_wakeup_tx(int fd)
 {
 	return current->instead_of_wakeup_tx ? current->instead_of_wakeup_tx(fd) : fake_wakeup_tx(fd);

@@ -18,6 +18,7 @@
 #define FAKE_PORTS 2
 #define FAKE_OFFSET 256         /* where the kernel puts a packet in its frame */
 #define FAKE_ANSWERS 64
+#define FAKE_WALL_NS 1700000000123456789ull     /* wall clock when ours began */
 
 struct fake_sizes {
 	uint32_t frames, frame_size, fill, rx, tx, completion;
