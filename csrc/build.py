@@ -2,11 +2,12 @@
 
 `forward` (xskd._forward) is the data plane with the kernel's AF_XDP definitions, and `seccomp`
 (xskd._seccomp) the part of libseccomp that confines a worker; a worker loads only these. `libbpf`
-(xskd._libbpf) is the part of libbpf that loads and attaches the XDP program; only a process that does that
-loads it. `pcap` (xskd._pcap) is libpcap's compiler of filter expressions, for `xskd capture` only: a worker runs
-what it made with libpcap's interpreter, one object of libpcap.a inside `forward`, since the shared library would
-bring its own libraries (D-Bus) into every worker. None retypes a kernel struct or constant: what stands in a cdef with "..." is taken from the
-system's headers, and what xskd itself declares is cut out of csrc/forward.h and csrc/capture.h.
+(xskd._libbpf) is the part of libbpf that loads and attaches the XDP program; only a process that does
+that loads it. `pcap` (xskd._pcap) is libpcap's compiler of filter expressions, for `xskd capture` only;
+what it makes is run by libpcap's interpreter, one object of libpcap.a inside `forward`, since the shared
+library would bring others (D-Bus) into every worker. None retypes a kernel struct or constant: what
+stands in a cdef with "..." is taken from the system's headers, and what xskd itself declares is cut out
+of csrc/forward.h and csrc/capture.h.
 """
 
 import re
@@ -87,8 +88,7 @@ static int xskd_drop_capabilities(void)
 }
 """,
     sources=[
-        f"csrc/{name}.c"
-        for name in ("forward", "port", "frames", "observe", "adopt", "capture", "syscalls")
+        f"csrc/{name}.c" for name in ("forward", "port", "frames", "observe", "adopt", "capture", "syscalls")
     ],
     include_dirs=[str(HERE)],
     depends=[str(p) for p in HERE.glob("*.h")],
@@ -176,7 +176,8 @@ struct bpf_insn { unsigned short code; unsigned char jt, jf; uint32_t k; ...; };
 struct bpf_program { unsigned int bf_len; struct bpf_insn *bf_insns; ...; };
 pcap_t *pcap_open_dead(int linktype, int snaplen);
 void pcap_close(pcap_t *handle);
-int pcap_compile(pcap_t *handle, struct bpf_program *program, const char *text, int optimize, uint32_t netmask);
+int pcap_compile(pcap_t *handle, struct bpf_program *program, const char *text, int optimize,
+                 uint32_t netmask);
 void pcap_freecode(struct bpf_program *program);
 char *pcap_geterr(pcap_t *handle);
 static const int DLT_EN10MB;

@@ -1,8 +1,9 @@
-"""What the supervisor and a worker say to each other: JSON over a socket pair, once with descriptors.
+"""What the supervisor and a worker say to each other: JSON over a socket pair, sometimes with descriptors.
 
     supervisor -> worker    hello (plan, descriptors: UMEM, counter page, one XSK per port; adopt or not),
-                            go, follow, tune (plan), yield, stop
-    worker -> supervisor    prepared, bound, tuned, yielded, failed, stopped
+                            go, follow, tune (plan), yield, stop,
+                            capture (direction, snaplen, filter; descriptor: the ring), uncapture
+    worker -> supervisor    prepared, bound, tuned, yielded, failed, stopped, capturing (error, if it cannot)
 
 A worker may be older than its supervisor: after an upgrade the successor still says `yield` to what its
 predecessor started. So a word, once released, keeps its meaning, and one that a worker does not know is

@@ -1,4 +1,4 @@
-"""The command line: `xskd run | check | doctor | reload | status | top | cleanup | schema`.
+"""The command line: `xskd run | check | doctor | reload | status | top | capture | cleanup | schema`.
 
 The only module that prints to standard output and the only one that picks an exit status:
 
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from xskd import __version__
 from xskd.errors import ConfigError, Problem, XskdError
@@ -28,6 +28,8 @@ EXIT_OK, EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_FAIL = 0, 2, 3, 4
 # ruff: noqa: PLC0415
 RATE_SECONDS = 0.3  # between the two looks that `xskd status` takes its rates from
 DEFAULT_CONFIG = Path("/etc/xskd/xskd.yaml")
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("-n", "--number", type=_count, metavar="N", help="print N times as text, then end")
     _add_socket(top)
     top.set_defaults(verb=_top)
+    _add_capture(verbs.add_parser("capture", help="write packets that the running daemon forwards to a file"))
     cleanup = verbs.add_parser("cleanup", help="remove an XDP program that a dead xskd left on an interface")
     cleanup.add_argument("interfaces", nargs="+", metavar="INTERFACE")
     cleanup.set_defaults(verb=_cleanup)
@@ -102,6 +105,18 @@ def _add_socket(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="take the socket from this file")
 
 
+def _add_capture(capture: argparse.ArgumentParser) -> None:
+    capture.add_argument("where", metavar="PATH[/N]", help="a path, or one worker of it as in wire/0")
+    capture.add_argument("-w", "--write", metavar="FILE", help="a pcapng file; - or none: standard output")
+    capture.add_argument("--filter", metavar="EXPRESSION", help="only packets it matches; see pcap-filter(7)")
+    capture.add_argument("--direction", choices=("in", "out", "both"), default="in", help="default: in")
+    capture.add_argument("--count", type=_count, metavar="N", help="end after N packets")
+    capture.add_argument("--seconds", type=_seconds, metavar="N", help="end after N seconds")
+    capture.add_argument("--snaplen", type=_snaplen, default=65535, metavar="N", help="bytes of each packet")
+    _add_socket(capture)
+    capture.set_defaults(verb=_capture)
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -116,6 +131,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1 on")
     return int(text)
+
+
+def _snaplen(text: str) -> int:
+    number = _count(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be at most 65535 bytes")
+    return number
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -161,11 +183,27 @@ def _reload(options: argparse.Namespace) -> int:
     from xskd import control
 
     try:
-        answer = _ask(options, "reload", dry=options.dry_run)
+        answer = _Daemon(options).ask("reload", dry=options.dry_run)
     except control.Refused as refused:
         _complain(str(refused))
         return EXIT_CONFIG if refused.config else EXIT_UNAVAILABLE
     print("\n".join(answer["actions"] or ["nothing has changed"]))
+    return EXIT_OK
+
+
+def _capture(options: argparse.Namespace) -> int:
+    from xskd import capture, expression
+
+    file = None if options.write in (None, "-") else Path(options.write)
+    if file is None and sys.stdout.isatty():
+        _complain("xskd: packets are no text for a terminal: use -w FILE, or pipe it into `tcpdump -r -`")
+        return EXIT_CONFIG
+    try:
+        wanted = capture.Wanted.of(options.where, options.direction, options.snaplen, options.filter)
+        _Daemon(options).at(lambda at: capture.run(at, wanted, file, options.count, options.seconds))
+    except expression.BadExpression as error:
+        _complain(f"xskd: {error}")
+        return EXIT_CONFIG
     return EXIT_OK
 
 
@@ -179,7 +217,7 @@ def _cleanup(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    ask = _asker(options)
+    ask = _Daemon(options).ask
     before, at = ask("status")["status"], time.monotonic()
     if options.json:
         print(json.dumps(before, indent=2))
@@ -198,7 +236,7 @@ def _top(options: argparse.Namespace) -> int:
     if options.number is None and not terminal.is_usable():
         _complain("xskd: top needs a terminal; try `xskd top -n 1`, or `xskd status`")
         return EXIT_CONFIG
-    ask = _asker(options)
+    ask = _Daemon(options).ask
 
     def picture() -> dict[str, Any]:
         return dict(ask("status")["status"])
@@ -210,32 +248,32 @@ def _top(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _ask(options: argparse.Namespace, verb: str, **more: object) -> dict[str, Any]:
-    """Ask the daemon one question."""
-    return _asker(options)(verb, **more)
+class _Daemon:
+    """The running daemon, which listens where the configuration says; also if that is wrong by now."""
 
-
-def _asker(options: argparse.Namespace) -> Callable[..., dict[str, Any]]:
-    """What asks the daemon, which listens where the configuration says; also if that is wrong by now."""
-    from xskd import control
-
-    wrong: ConfigError | None = None
-    try:
-        where = options.socket or _control_socket(options.config)
-    except ConfigError as error:
-        from xskd import config
-
-        wrong, where = error, config.Control().socket
-
-    def ask(verb: str, **more: object) -> dict[str, Any]:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._wrong: ConfigError | None = None
         try:
-            return control.ask(where, verb, **more)
-        except control.Refused:
-            raise
-        except XskdError as error:
-            raise wrong or error from error
+            self._where = options.socket or _control_socket(options.config)
+        except ConfigError as error:
+            from xskd import config
 
-    return ask
+            self._wrong, self._where = error, config.Control().socket
+
+    def at(self, ask: Callable[[Path], T]) -> T:
+        """Do something with its socket; where nobody answers, a wrong configuration is what to tell of."""
+        from xskd import control
+
+        try:
+            return ask(self._where)
+        except control.NoAnswer as error:
+            raise self._wrong or error from error
+
+    def ask(self, verb: str, **more: object) -> dict[str, Any]:
+        """Ask one question."""
+        from xskd import control
+
+        return self.at(lambda where: control.ask(where, verb, **more))
 
 
 def _control_socket(file: Path | None) -> Path:

@@ -34,6 +34,7 @@ from xskd.values import (
     Cpus,
     Entries,
     Frames,
+    Group,
     InterfaceName,
     Listen,
     PathName,
@@ -164,10 +165,14 @@ class Metrics(_Section):
 
 
 class Control(_Section):
-    """The unix socket behind `xskd status`."""
+    """The unix socket behind `xskd status`, `xskd reload` and `xskd capture`."""
 
     socket: SocketPath = Field(
         default=Path("/run/xskd/control.sock"), description="Path of the control socket."
+    )
+    group: Group = Field(
+        default=None,
+        description="Group whose members may ask for status and captures; null: none.",
     )
 
 

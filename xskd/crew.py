@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from xskd.captures import Captures
 from xskd.channel import describe_stopped
 from xskd.errors import XdpError, XskdError, errno_name
 from xskd.logs import EVERY, about
@@ -80,6 +81,7 @@ class Crew:
         self._then: dict[Slot, Callable[[], None]] = {}  # what to do when a stopping worker has ended
         self._tuning: set[Slot] = set()
         self._can_adopt = True  # until a kernel refuses
+        self.captures = Captures(lambda: self.slots)
 
     # ---- what the supervisor wants --------------------------------------------------------------
 
@@ -261,6 +263,8 @@ class Crew:
                 self._bound(slot, message)
             case "tuned":
                 self._tuning.discard(slot)
+            case "capturing" if slot.process is process:
+                self.captures.heard(slot, message.get("error"))
             case "failed":
                 process.error = str(message["error"])
                 if slot.process is process and slot.state == "starting":
@@ -294,6 +298,7 @@ class Crew:
         assert slot.process is not None
         if slot.predecessor is None:
             slot.process.tell("go")
+            self.captures.tell(slot)  # so that it copies also what has waited for it
             return
         slot.process.tell("follow")  # it sees by itself when the way is free, sooner than we could tell it
         slot.predecessor.tell("yield")
@@ -322,6 +327,7 @@ class Crew:
                 slot.name, gap * 1000, _describe(found), extra=about(worker=slot.name),
             )  # fmt: skip
         self._tune(slot)
+        self.captures.tell(slot)
         if self._insert(slot):
             self._keep(slot)
 
@@ -357,6 +363,7 @@ class Crew:
         self._forget(slot.process)
         slot.clear()
         slot.process, slot.predecessor = old, None
+        old.tell("uncapture")  # the capture was its earlier supervisor's
         slot.bound([str(mode) for mode in slot.modes])
         slot.adoptions["kept"] += 1
         log.info("%s: its old worker goes on", slot.name, extra=about(worker=slot.name))

@@ -120,3 +120,5 @@ def _settings(old: Plan, new: Plan) -> Iterator[str]:
         yield f"log.level: {new.log_level}"
     if old.control_socket != new.control_socket:
         yield f"control.socket: {new.control_socket}, with the next restart"
+    if old.control_group != new.control_group:
+        yield f"control.group: {new.control_group or 'none'}, with the next restart"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from xskd._forward import ffi, lib
 from xskd.counters import PLACES
 from xskd.errors import XskError
+from xskd.tap import Tap
 from xskd.xsk import Socket
 
 Kind = Literal["connect", "reflect"]
@@ -49,6 +50,7 @@ class Forwarder:
         self._forward.poll = POLLS[poll]
         self._forward.control_fd = control_fd
         self._forward.counters = self.counters
+        self._tap: Tap | None = None
         for index, member in enumerate(self.sockets):
             self._forward.ports[index] = member.port
             self._forward.egress[index] = index if kind == "reflect" else 1 - index
@@ -79,6 +81,11 @@ class Forwarder:
     def tune(self, poll: Poll) -> None:
         """Wait another way from the next run on."""
         self._forward.poll = POLLS[poll]
+
+    def copy_to(self, tap: Tap | None) -> None:
+        """Copy packets from the next run on; None: no more. The tap must stay open meanwhile."""
+        self._tap = tap  # the loop points into it
+        self._forward.capture = ffi.NULL if tap is None else tap.struct
 
     def run(self, seconds: float) -> bool:
         """Forward for at most `seconds`. True if it ended early because there is input on `control_fd`.

@@ -116,6 +116,7 @@ class Plan:
     waiting: tuple[WaitingPath, ...]
     metrics_listen: tuple[str, int] | None
     control_socket: Path
+    control_group: str | None
     log_level: str
 
     @property
@@ -197,6 +198,7 @@ def make_plan(
         waiting=waiting,
         metrics_listen=config.metrics.listen,
         control_socket=config.control.socket,
+        control_group=config.control.group,
         log_level=config.log.level,
     )
 

@@ -35,7 +35,15 @@ async def _serve(outlook: Outlook, refused: str, file: Path, store: Store) -> No
     supervisor = Supervisor(outlook, file, store, surroundings.settle)
     supervisor.config_error = refused or None
     async with contextlib.AsyncExitStack() as stack:
-        control = ControlServer(outlook.plan.control_socket, supervisor.status, supervisor.reload)
+        captures = supervisor.crew.captures
+        stack.callback(captures.end_all)
+        control = ControlServer(
+            outlook.plan.control_socket,
+            supervisor.status,
+            supervisor.reload,
+            captures,
+            group=outlook.plan.control_group,
+        )
         try:
             await control.start()
             stack.push_async_callback(control.close)

@@ -34,6 +34,7 @@ class Peer:
         self.link, self.pidfd, self.plan = link, pidfd, plan
         self.link.setblocking(False)
         self.error: str | None = None  # what it said of its failure
+        self.order: object = None  # the capture it was told of, see captures.py
 
     @property
     def pid(self) -> int | None:
@@ -56,10 +57,10 @@ class Peer:
                 return messages, False
             messages.append(message)
 
-    def tell(self, verb: str, **more: object) -> None:
+    def tell(self, verb: str, *, descriptors: Sequence[int] = (), **more: object) -> None:
         """Say one word to it; to a worker that is dead already it makes no difference."""
         with contextlib.suppress(OSError):
-            channel.send(self.link, {"verb": verb, **more})
+            channel.send(self.link, {"verb": verb, **more}, descriptors)
 
     def kill(self) -> None:
         """SIGKILL, if it still runs and may be killed: root needs CAP_KILL for another user's process."""

@@ -149,6 +149,14 @@ def _socket(value: object) -> Path:
     return Path(value)
 
 
+def _group(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
+        raise wrong(f"must be the name of a group, or null for none{instead(value)}")
+    return value
+
+
 _NUMBER = {"type": ["integer", "string"], "minimum": 0}
 _NUMBERS = WithJsonSchema({"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER, "minItems": 1}]})
 _POWERS = [1 << bit for bit in range(MIN_RING.bit_length() - 1, MAX_RING.bit_length())]
@@ -175,4 +183,5 @@ TwoInterfaces = Annotated[
 Listen = Annotated[
     tuple[str, int] | None, PlainValidator(_listen), WithJsonSchema({"type": ["string", "boolean"]})
 ]
+Group = Annotated[str | None, PlainValidator(_group), WithJsonSchema({"type": ["string", "null"]})]
 SocketPath = Annotated[Path, PlainValidator(_socket), WithJsonSchema({"type": "string", "pattern": "^/"})]

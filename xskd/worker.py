@@ -24,6 +24,7 @@ from xskd.counters import CounterPage
 from xskd.errors import XskdError, XskError
 from xskd.forward import Forwarder
 from xskd.plan import WorkerPlan
+from xskd.tap import Filter, Tap
 from xskd.umem import Umem
 from xskd.xsk import Socket
 
@@ -66,6 +67,7 @@ class Worker:
             )
             for index, (port, fd) in enumerate(zip(plan.ports, xsks, strict=True))
         ]
+        self._tap: Tap | None = None  # of a capture that runs
         self._forwarder = Forwarder(
             self._sockets,
             plan.kind,
@@ -91,13 +93,13 @@ class Worker:
 
         False if we are told otherwise, or nobody is there any more to tell.
         """
-        message = _heard(self._link)
+        message, _ = _heard(self._link)
         if message == {"verb": "follow"}:
             poll = select.poll()
             poll.register(self._link, select.POLLIN)
             while not self._forwarder.has_way():
                 if poll.poll(0):  # the predecessor may be dead: the supervisor says so, or is gone itself
-                    return _heard(self._link) == {"verb": "go"}
+                    return _heard(self._link)[0] == {"verb": "go"}
                 time.sleep(FOLLOW_PAUSE)
             return True
         return message == {"verb": "go"}
@@ -151,11 +153,16 @@ class Worker:
             self._forwarder.publish()
             if not self._forwarder.run(SLICE) and not called.poll(0):
                 continue
-            message = _heard(self._link)
+            message, descriptors = _heard(self._link)
             match message:
                 case {"verb": "tune", "plan": str(text)}:
                     self._tune(WorkerPlan.from_json(text))
                     channel.send(self._link, {"event": "tuned"})
+                case {"verb": "capture", "direction": direction, "snaplen": snaplen, "filter": program}:
+                    self._copy_no_more()
+                    channel.send(self._link, self._copy(descriptors[0], direction, snaplen, program))
+                case {"verb": "uncapture"}:
+                    self._copy_no_more()
                 case None | {"verb": "stop" | "yield"}:
                     return message
 
@@ -166,6 +173,21 @@ class Worker:
         for member, port in zip(self._sockets, plan.ports, strict=True):
             member.set_mtu(port.mtu)
         self.plan = plan
+
+    def _copy(self, fd: int, direction: str, snaplen: int, program: Filter) -> channel.Message:
+        """Copy packets for a capture; what to say of it. It is no reason to end where that fails."""
+        try:
+            self._tap = Tap(fd, direction, snaplen, program)
+        except (XskdError, OSError) as error:
+            return {"event": "capturing", "error": str(error)}
+        self._forwarder.copy_to(self._tap)
+        return {"event": "capturing"}
+
+    def _copy_no_more(self) -> None:
+        self._forwarder.copy_to(None)
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
 
     def stop(self) -> channel.Message:
         """Send what is on its way, count the frames, say where they are."""
@@ -246,12 +268,12 @@ def _settle_on(plan: WorkerPlan) -> None:
         os.sched_setaffinity(0, {plan.cpu})
 
 
-def _heard(link: socket.socket) -> channel.Message | None:
-    """The next message, None if there will be none any more."""
+def _heard(link: socket.socket) -> tuple[channel.Message | None, list[int]]:
+    """The next message with its descriptors, None if there will be none any more."""
     try:
-        return channel.receive(link)[0]
+        return channel.receive(link)
     except ConnectionError:
-        return None
+        return None, []
 
 
 def _last_words(name: str, message: channel.Message) -> None:

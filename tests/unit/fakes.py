@@ -149,6 +149,7 @@ class FakePeer:
         self.far_end.setblocking(False)
         self.pidfd, self._end = os.pipe()
         self.error: str | None = None
+        self.order: object = None
         self.messages: list[dict[str, Any]] = []
         self.told: list[str] = []
         self.plans: list[WorkerPlan] = []  # that it was told to tune to

@@ -14,7 +14,7 @@ from fakes import connect, device, outlook
 from jsonschema import Draft202012Validator
 
 from xskd import __version__, cli, config, control, machine, xdp
-from xskd.errors import XdpError, XskdError
+from xskd.errors import XdpError
 
 ROOT = Path(__file__).parents[2]
 BAD = "interfaces: {eth1: {mode: fast}}\npaths: {echo: {reflect: eth1}}\nmetric: {}\n"
@@ -208,7 +208,7 @@ def test_a_bad_file_without_a_daemon_is_a_bad_file(
     bad: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def nobody(*_: Any, **__: Any) -> None:
-        raise XskdError("no xskd answers")
+        raise control.NoAnswer("no xskd answers")
 
     monkeypatch.setattr(control, "ask", nobody)
     assert cli.main(["reload", "-c", str(bad)]) == 2

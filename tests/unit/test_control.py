@@ -15,6 +15,7 @@ import pytest
 from fakes import connect, device, resting
 
 from xskd import control
+from xskd.captures import Captures
 from xskd.control import ControlServer, Refused, ask
 from xskd.errors import ConfigError, Problem, XskdError
 from xskd.status import DaemonStatus
@@ -44,7 +45,7 @@ def serving(
     """Let a client run in a thread while a server listens; what it returns."""
 
     async def both() -> Any:
-        server = ControlServer(path, status, reload)
+        server = ControlServer(path, status, reload, Captures(dict))
         await server.start()
         try:
             return await asyncio.wait_for(asyncio.to_thread(client), 10)
@@ -74,7 +75,7 @@ def test_the_answer_is_the_whole_picture(path: Path) -> None:
 
 
 def test_an_unknown_verb_is_refused_by_name(path: Path) -> None:
-    with pytest.raises(XskdError, match="unknown verb 'statsu'; known: status, reload"):
+    with pytest.raises(XskdError, match="unknown verb 'statsu'; known: status, reload, capture"):
         serving(path, lambda: ask(path, "statsu"))
 
 
@@ -200,7 +201,7 @@ def test_only_the_owner_may_use_the_socket_and_it_goes_with_the_server(path: Pat
 def test_a_second_server_is_refused_and_the_first_stays(path: Path) -> None:
     def second() -> Any:
         with pytest.raises(XskdError, match=r"another xskd is running and listens on .*control\.socket"):
-            asyncio.run(ControlServer(path, picture, reload).start())
+            asyncio.run(ControlServer(path, picture, reload, Captures(dict)).start())
         return ask(path, "status")["ok"]
 
     assert serving(path, second) is True

@@ -352,7 +352,7 @@ def test_on_a_kernel_too_old_the_predecessor_itself_goes_on_and_is_ours(
     scene.says(TOO_OLD)
     assert (scene.process(), place.predecessor, peer.closed, attempt.closed) == (peer, None, False, True)
     assert (place.state, place.modes, place.adoptions) == ("forwarding", ["copy", "copy"], {"kept": 1})
-    assert (place.sockets, peer.told, place.restarts) == (sockets, [], {})
+    assert (place.sockets, peer.told, place.restarts) == (sockets, ["uncapture"], {})
     assert place.status().pid == 4711
     plan = tuned(place.plan)
     scene.do(lambda: scene.crew.tune(plan))

@@ -169,6 +169,7 @@ def test_the_words_come_in_the_order_of_the_actions() -> None:
         waiting=(),
         metrics_listen=None,
         control_socket=OLD.control_socket,
+        control_group=None,
         log_level=OLD.log_level,
     )
     assert list(difference(OLD, new)) == [
@@ -227,6 +228,7 @@ PLANS = st.builds(
     waiting=st.just(()),
     metrics_listen=st.sampled_from([None, ("::1", 80)]),
     control_socket=st.just(Path("/x")),
+    control_group=st.none(),
     log_level=st.sampled_from(["info", "debug"]),
 )
 
