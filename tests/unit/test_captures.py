@@ -14,7 +14,7 @@ from xskd.captures import Captures
 from xskd.errors import XskdError
 from xskd.slot import Slot
 
-QUESTION = {"path": "wire", "queue": None, "direction": "in", "snaplen": 100, "filter": []}
+QUESTION: dict[str, Any] = {"path": "wire", "queue": None, "direction": "in", "snaplen": 100, "filter": []}
 
 
 def slots() -> dict[str, Slot]:
