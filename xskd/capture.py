@@ -194,9 +194,9 @@ def run(where: Path, wanted: Wanted, file: Path | None, count: int | None, secon
         stack.callback(output.close)
         session = Session(link, rings, fds, output)
         names = ", ".join(dict.fromkeys(port.name for port in session.ports))
-        print(f"capturing {wanted.direction} on {names} to {output.name}", file=sys.stderr, flush=True)
         tell = file is not None and sys.stderr.isatty()
         with _ended_by_signals(session):
+            print(f"capturing {wanted.direction} on {names} to {output.name}", file=sys.stderr, flush=True)
             try:
                 why = session.run(wanted, ALL if count is None else count, seconds, tell=tell)
             finally:

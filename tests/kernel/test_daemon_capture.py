@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
@@ -53,7 +53,9 @@ def taps(daemon: Daemon) -> int:
     seen = 0
     for pid in (daemon.pid, *daemon.workers().values()):
         seen += Path(f"/proc/{pid}/maps").read_text().count("memfd:xskd-capture")
-        seen += sum("memfd:xskd-capture" in os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since it was listed
+                seen += "memfd:xskd-capture" in os.readlink(fd)
     return seen
 
 
