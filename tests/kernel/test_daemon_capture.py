@@ -113,7 +113,7 @@ def test_starting_and_ending_captures_costs_no_packet_and_leaves_nothing(
     wire: MakeWire, tmp_path: Path
 ) -> None:
     net, file = wire(), tmp_path / "again.pcapng"
-    with running(net, tmp_path) as daemon, Stream(net, rate=5_000) as stream:
+    with running(net, tmp_path) as daemon, Stream(net) as stream:
         for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             client = Client(daemon, "wire", "--direction", "both", output=file)
             assert stream.goes_on() and taps(daemon) > 0
