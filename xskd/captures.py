@@ -20,6 +20,7 @@ from xskd.slot import Slot
 from xskd.values import nearest
 
 BEGIN_SECONDS = 2.0  # for workers to say that they copy
+LET_GO_SECONDS = 0.5  # for workers to let go of a ring before we do
 
 
 @dataclass(eq=False)
@@ -109,7 +110,8 @@ class Captures:
             slot = self._slots().get(name)
             if slot is not None and slot.state == "forwarding":  # else it is told when it does
                 self.tell(slot)
-            os.close(order.fd)
+            # Whoever lets go last frees the memory, some milliseconds, which must not be the worker.
+            asyncio.get_running_loop().call_later(LET_GO_SECONDS, os.close, order.fd)
 
     def end_all(self) -> None:
         """The daemon ends: workers that outlive it copy no more."""

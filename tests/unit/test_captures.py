@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakes import FakePeer, connect, device, resting
 
+from xskd import captures as captures_module
 from xskd import expression, tap
 from xskd.captures import Captures
 from xskd.errors import XskdError
@@ -53,7 +54,11 @@ def test_a_question_that_no_client_of_ours_asks_is_refused(change: dict[str, Any
         asyncio.run(Captures(lambda: places).begin(QUESTION | change))
 
 
-def test_a_worker_is_told_once_and_a_new_one_again_and_the_end_closes_everything() -> None:
+def test_a_worker_is_told_once_and_a_new_one_again_and_the_end_closes_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(captures_module, "LET_GO_SECONDS", 0)
+
     async def scene() -> None:
         places = slots()
         slot = places["wire/0"]
@@ -70,6 +75,7 @@ def test_a_worker_is_told_once_and_a_new_one_again_and_the_end_closes_everything
         captures.end(capture)
         captures.end(capture)
         assert new.told == ["capture", "uncapture"]
+        await asyncio.sleep(0.01)
         for fd in capture.descriptors():
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
