@@ -13,14 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
-from lab import Topology
+from lab import Topology, grafana
 from xskd import control, show
 from xskd.errors import XskdError
 
@@ -167,8 +167,10 @@ def account(lab: Topology, picture: dict[str, Any]) -> None:
     console.print(f"metrics: http://{METRICS}/metrics, inside the namespace {lab.dut}")
 
 
-def explore(lab: Topology, socket: Path) -> None:
+def explore(lab: Topology, socket: Path, page: str | None) -> None:
     """Leave everything up until Enter, and say how to look around."""
+    if page:
+        console.print(f"\n[bold]Dashboards, drawn from what just happened:[/] {page}")
     inside = f"ip netns exec {lab.dut}"
     python = sys.executable
     console.print("\n[bold]It stays up.[/] In another terminal, as root:\n")
@@ -189,6 +191,14 @@ def main() -> int:
     """Run it; 0 if everything worked."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description="See xskd at work.")
     parser.add_argument("--keep", action="store_true", help="leave it running until Enter, to look around")
+    parser.add_argument(
+        "--grafana",
+        metavar="PORT",
+        type=int,
+        nargs="?",
+        const=grafana.PORT,
+        help="the same, and serve the dashboards on that port of 127.0.0.1 (default: %(const)s)",
+    )
     options = parser.parse_args()
     Topology.cleanup_stale("xskd-demo")
     try:
@@ -200,12 +210,16 @@ def main() -> int:
             console.print(
                 configuration(Path(directory) / "control.sock").rstrip(), style="cyan", markup=False
             )
-            with forwarder(lab, Path(directory)) as socket:
+            with forwarder(lab, Path(directory)) as socket, ExitStack() as stack:
+                page = None
+                if options.grafana is not None:
+                    stack.enter_context(grafana.prometheus(lab, Path(directory), METRICS))
+                    page = stack.enter_context(grafana.viewer(lab.dut, port=options.grafana))
                 traffic(lab, socket)
                 account(lab, at_rest(socket))
-                if options.keep:
-                    explore(lab, socket)
-    except (DemoError, XskdError, subprocess.CalledProcessError) as error:
+                if options.keep or page:
+                    explore(lab, socket, page)
+    except (DemoError, grafana.GrafanaError, XskdError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", "") or ""
         console.print(f"[red]demo: {error}[/]\n{said}".rstrip())
         return 1
