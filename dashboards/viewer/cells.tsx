@@ -141,7 +141,8 @@ function heatmap(panel: Panel, frame: DataFrame | undefined, dark: boolean): Gri
   const scheme =
     (chromatic as any)[`interpolate${options.color?.scheme ?? 'Oranges'}`] ?? chromatic.interpolateOranges;
   const exponent = options.color?.scale === 'linear' ? 1 : (options.color?.exponent ?? 0.5);
-  const reverse = Boolean(options.color?.reverse) !== dark; // Grafana's schemes are brightest at the top when it is dark
+  // Grafana turns the schemes round when it is dark, so that much is bright and little fades.
+  const reverse = Boolean(options.color?.reverse) !== dark;
   const color = (value: number) => {
     const share = (value / most) ** exponent;
     return scheme(reverse ? 1 - share : share);
@@ -191,7 +192,8 @@ function stretches(field: Field, times: number[], end: number): Array<Omit<Cell,
     if (value === null || value === undefined || Number.isNaN(value)) {
       return;
     }
-    const to = Math.min(times[index + 1] ?? end, time + 1.5 * usual); // a gap in the data is a gap in the picture
+    // A gap in the data is a gap in the picture.
+    const to = Math.min(times[index + 1] ?? end, time + 1.5 * usual);
     const color = field.display?.(value).color ?? 'gray';
     const last = found.at(-1);
     if (last && last.color === color && last.to >= time) {

@@ -28,7 +28,7 @@ interface HeadProps {
 export function Head({ settings, dashboard, place, filling, go, live, setLive }: HeadProps) {
   const spans = SPANS.map((minutes) => ({ label: `${minutes} min`, value: `now-${minutes}m` }));
   return (
-    <div style={{ display: 'flex', flexWrap: 'wrap', gap: 12, alignItems: 'center', marginBottom: 8 }}>
+    <div style={{ display: 'flex', flexWrap: 'wrap', gap: 8, alignItems: 'center', marginBottom: 8 }}>
       <h3 style={{ margin: 0 }} title={dashboard.description}>
         {dashboard.title}
       </h3>
@@ -88,7 +88,7 @@ function Choice({
       {variable.multi ? (
         <MultiCombobox
           width="auto"
-          minWidth={10}
+          minWidth={6}
           options={[...all, ...options]}
           value={values}
           onChange={(next) => change(next.map((each) => each.value))}
@@ -96,7 +96,7 @@ function Choice({
       ) : (
         <Combobox
           width="auto"
-          minWidth={10}
+          minWidth={6}
           options={[...all, ...options]}
           value={values[0] ?? null}
           onChange={(next) => change([next.value])}

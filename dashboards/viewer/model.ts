@@ -72,7 +72,8 @@ export function parametersOf(from: string, to: string, chosen: Chosen): string {
 }
 
 export function rangeOf(place: Place): TimeRange {
-  const moment = (text: string) => dateMath.toDateTime(text, {}) ?? dateTime(Number(text));
+  const moment = (text: string) =>
+    /^\d+$/.test(text) ? dateTime(Number(text)) : (dateMath.toDateTime(text, {}) ?? dateTime());
   return { from: moment(place.from), to: moment(place.to), raw: { from: place.from, to: place.to } };
 }
 

@@ -3,6 +3,7 @@
 import {
   type DataFrame,
   type FieldDisplay,
+  FieldType,
   type GrafanaTheme2,
   type InterpolateFunction,
   type TimeRange,
@@ -36,7 +37,8 @@ export interface ViewProps {
   replace: InterpolateFunction;
 }
 
-type Options = any; // what a file says to one kind of panel; the schema check has held it against Grafana's types
+/** What a file says to one kind of panel; the schema check has held it against Grafana's types. */
+type Options = any;
 
 export function View(props: ViewProps) {
   const Kind = KINDS[props.panel.type];
@@ -52,7 +54,8 @@ function NoData({ panel, height }: ViewProps) {
   return <div style={{ height, display: 'grid', placeItems: 'center', opacity: 0.7 }}>{text}</div>;
 }
 
-function Lines({ panel, frames, range, width, height }: ViewProps) {
+function Lines({ panel, frames: given, range, width, height }: ViewProps) {
+  const frames = useMemo(() => given.map(drawable), [given]);
   const options: Options = panel.options ?? {};
   const legend = { displayMode: 'list', placement: 'bottom', showLegend: true, calcs: [], ...options.legend };
   const tooltip = options.tooltip ?? {};
@@ -79,6 +82,15 @@ function Lines({ panel, frames, range, width, height }: ViewProps) {
       )}
     </TimeSeries>
   );
+}
+
+/** 0/0 and 1/0 are no points of a line; as values they would leave the axis without an end. */
+function drawable(frame: DataFrame): DataFrame {
+  const finite = (value: number | null) => (value !== null && Number.isFinite(value) ? value : null);
+  const fields = frame.fields.map((field) =>
+    field.type === FieldType.number ? { ...field, values: field.values.map(finite) } : field,
+  );
+  return { ...frame, fields };
 }
 
 function Stat(props: ViewProps) {
@@ -126,7 +138,6 @@ function Bars(props: ViewProps) {
             namePlacement={options.namePlacement}
             orientation={orientation}
             itemSpacing={10}
-            isOverflow={count * 30 > height * count}
             alignmentFactors={alignmentFactors}
             width={width}
             height={height}
