@@ -205,7 +205,7 @@ static bool look(struct xskd_capture_reader *reader)
 		return false;
 	take(reader, reader->consumer, &reader->next, sizeof(*next));
 	reader->has_next = next->kept <= XSKD_CAPTURE_MAX_LENGTH && size_of_record(next->kept) <= used &&
-			   next->port < reader->ports && next->direction < XSKD_DIRECTIONS;
+			   next->port < reader->ports && next->direction < XSKD_WAYS;
 	return reader->has_next;
 }
 

@@ -27,7 +27,7 @@
 #define XSKD_CAPTURE_MAX_FILTER 1024    /* instructions */
 #define XSKD_CAPTURE_MAX_LENGTH 65535   /* bytes of one packet */
 
-enum xskd_direction { XSKD_IN, XSKD_OUT, XSKD_DIRECTIONS };
+enum xskd_way { XSKD_IN, XSKD_OUT, XSKD_WAYS };
 
 /* Packets of one port. Each that goes a wanted direction is seen, and then one of the others. */
 struct xskd_capture_counters {
@@ -52,7 +52,7 @@ struct xskd_capture_ring {
 struct xskd_capture_record {
 	uint64_t time_ns;       /* CLOCK_REALTIME; one for all packets of a burst */
 	uint32_t port;
-	uint32_t direction;     /* enum xskd_direction */
+	uint32_t direction;     /* enum xskd_way */
 	uint32_t original;      /* the packet's length, bytes */
 	uint32_t kept;          /* of it in the ring, from the start */
 };

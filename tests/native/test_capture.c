@@ -278,7 +278,7 @@ TEST(memory_that_is_no_ring_is_refused)
 TEST(a_reader_survives_whatever_a_worker_writes)
 {
 	static const struct xskd_capture_record lies[] = {
-		{ .port = FAKE_PORTS, .kept = 60 }, { .direction = XSKD_DIRECTIONS, .kept = 60 },
+		{ .port = FAKE_PORTS, .kept = 60 }, { .direction = XSKD_WAYS, .kept = 60 },
 		{ .kept = UINT32_MAX }, { .kept = 65536 }, { .kept = 400 },
 	};
 	struct tapped tapped;
