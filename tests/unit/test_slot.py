@@ -275,7 +275,7 @@ def test_a_page_of_another_layout_is_refused_and_nothing_stays_open(place: Slot)
     place.page.struct.layout_version += 1
     with pytest.raises(XskdError, match="counter page of layout"):
         heir(place)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # what others left open may close meanwhile
     place.page.struct.layout_version -= 1
 
 
