@@ -128,6 +128,8 @@ def _custom(panel: Panel) -> dict[str, Any]:
                 drawn["stacking"] = {"mode": panel.stacked, "group": "A"}
             if panel.bad is not None:
                 drawn["thresholdsStyle"] = {"mode": "line"}
+            if panel.unit == "percentunit":
+                drawn["axisSoftMax"] = 1  # else nothing at all is drawn against thousands of percent
             return drawn
         case "state-timeline":
             return {"fillOpacity": 70, "lineWidth": 0}
@@ -246,7 +248,12 @@ def _table(table: Table) -> dict[str, Any]:
         "transformations": transformations,
         "fieldConfig": {
             "defaults": {
-                "custom": {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False},
+                "custom": {
+                    "align": "auto",
+                    "cellOptions": {"type": "auto"},
+                    "inspect": False,
+                    "minWidth": 80,
+                },
                 "thresholds": _thresholds(None),
                 "mappings": [],
             },
