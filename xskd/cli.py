@@ -168,7 +168,8 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         file = file or DEFAULT_CONFIG
         wanted = config.load(file)
-    findings = doctor.diagnose(examine.examine(wanted))
+    with show.progress("looking at the machine"):
+        findings = doctor.diagnose(examine.examine(wanted))
     done = doctor.mend(findings) if options.fix else []
     if done:
         findings = doctor.diagnose(examine.examine(wanted))
@@ -180,10 +181,11 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _reload(options: argparse.Namespace) -> int:
-    from xskd import control
+    from xskd import control, show
 
     try:
-        answer = _Daemon(options).ask("reload", dry=options.dry_run)
+        with show.progress("reloading: until everything that it starts works, or has failed"):
+            answer = _Daemon(options).ask("reload", dry=options.dry_run)
     except control.Refused as refused:
         _complain(str(refused))
         return EXIT_CONFIG if refused.config else EXIT_UNAVAILABLE

@@ -10,6 +10,8 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +154,13 @@ def look_of(console: Console) -> board.Look:
 def open_console() -> Console:
     """Tables fit the terminal and other lines are left to it; a pipe or a file gets both unfolded."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Say that something is under way which may take a while: on a terminal, until it is over."""
+    with Console(stderr=True).status(what):  # draws nothing where it is no terminal
+        yield
 
 
 def _table(*columns: str) -> Table:
