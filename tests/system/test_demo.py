@@ -40,10 +40,15 @@ class Shown:
     samples: float = 0.0
 
 
+def namespaces() -> set[str]:
+    """Those of demos; other labs may come and go meanwhile."""
+    return {name for name in netns.listnetns() if name.startswith("xskd-demo")}
+
+
 @pytest.fixture(scope="module")
 def shown() -> Iterator[Shown]:
     """One run, with the page of dashboards where that is built, whose port is not the machine's."""
-    before = set(netns.listnetns())
+    before = namespaces()
     grafana = ("--grafana",) if PAGE.exists() and shutil.which("prometheus") else ()
     script = 'ip link set lo up && exec "$@"'
     command = ("unshare", "--net", "sh", "-c", script, "sh", sys.executable, "-m", "lab.demo", *grafana)
@@ -61,7 +66,7 @@ def shown() -> Iterator[Shown]:
         output.seek(0)
         result.said = output.read()
     assert demo.returncode == 0, result.said
-    assert set(netns.listnetns()) <= before
+    assert namespaces() <= before
     yield result
 
 
