@@ -620,21 +620,22 @@ def page(status: DaemonStatus) -> str:
 def _samples(row: Row, names: tuple[str, ...], labels: str, value: Value) -> Iterator[str]:
     """The lines of one subject; `names` are the labels that it does not have itself."""
     for last, one in value.items() if isinstance(value, Mapping) else (((), value),):
-        all_labels = labels + _labels(names, (last,) if isinstance(last, str) else last)
+        more = _labels(names, (last,) if isinstance(last, str) else last)
+        inside = f"{labels},{more}" if labels and more else labels or more
+        braced = f"{{{inside}}}" if inside else ""
         if not isinstance(one, Histogram):
-            yield f"{row.exposed}{{{all_labels}}} {_number(one)}"
+            yield f"{row.exposed}{braced} {_number(one)}"
             continue
         for bound, number in one.cumulated():
-            yield f'{row.name}_bucket{{{all_labels}le="{bound}"}} {number}'
-        yield f"{row.name}_sum{{{all_labels}}} {_number(one.total)}"
-        yield f"{row.name}_count{{{all_labels}}} {sum(one.counts)}"
+            yield f'{row.name}_bucket{{{inside},le="{bound}"}} {number}'
+        yield f"{row.name}_sum{braced} {_number(one.total)}"
+        yield f"{row.name}_count{braced} {sum(one.counts)}"
 
 
 def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Each followed by a comma, which the format allows after the last one too."""
-    return "".join(
-        [f'{name}="{_escaped(value, quote=True)}",' for name, value in zip(names, values, strict=True)]
-    )
+    """What stands between the braces."""
+    pairs = zip(names, values, strict=True)
+    return ",".join([f'{name}="{_escaped(value, quote=True)}"' for name, value in pairs])
 
 
 def _escaped(text: str, *, quote: bool = False) -> str:

@@ -323,7 +323,7 @@ def lines(text: str) -> list[tuple[str, frozenset[str], float] | str]:
     """Each line; of a sample its labels in any order, and its value as a number."""
     found: list[tuple[str, frozenset[str], float] | str] = []
     for line in text.splitlines():
-        sample = re.fullmatch(r"(\w+)(?:\{(.*?),?\})? (\S+)", line)
+        sample = re.fullmatch(r"(\w+)(?:\{(.+)\})? (\S+)", line)
         if line.startswith("#") or not sample:
             found.append(line)
             continue
