@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from scrapes import Metrics, unmoved
 
 from lab import Topology, entered
 from xskd.forward import Forwarder, Kind, Poll
@@ -121,6 +122,7 @@ class Wire(Topology):
         self.forwarders: list[Forwarder] = []
         self.programs: dict[str, Program] = {}
         self.taps: list[Tap] = []
+        self.scrapes: list[Metrics] = []
 
     def __enter__(self) -> Wire:
         super().__enter__()
@@ -248,10 +250,14 @@ class MakeWire(Protocol):
 
 
 @pytest.fixture
-def wire() -> Iterator[MakeWire]:
-    """Make networks with xskd's objects in them, and see at the end that no frame is lost or owned twice."""
+def wire(request: pytest.FixtureRequest) -> Iterator[MakeWire]:
+    """Make networks with xskd's objects in them.
+
+    See at the end that no frame is lost or owned twice, and that what the test is marked with has moved.
+    """
     if os.geteuid() != 0:
         pytest.skip("needs root: makes network namespaces, opens AF_XDP sockets")
+    failed = request.session.testsfailed
     Topology.cleanup_stale("xskd-test")  # what a killed run has left
     with ExitStack() as stack:
         made: list[Wire] = []
@@ -264,6 +270,9 @@ def wire() -> Iterator[MakeWire]:
         for forwarder in (f for each in made for f in each.forwarders):
             assert forwarder.publish() == 0, "frames unaccounted for"
             assert forwarder.audit() == 0, "a frame in two places"
+        scrapes = [scrape for each in made for scrape in each.scrapes]
+        if scrapes and request.session.testsfailed == failed:
+            assert unmoved(request.node.iter_markers("moves"), scrapes) == []
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from conftest import PATIENCE, WINDOW, Tap, Wire
 from prometheus_client.parser import text_string_to_metric_families
+from scrapes import Metrics
 
 from lab import entered
 from xskd import control
@@ -35,8 +36,6 @@ METRICS = "127.0.0.1:9478"
 READY_SECONDS = 15.0
 TICK = 0.001  # seconds between two bursts of a Stream
 SETTLE = 0.5  # seconds for its last packets to arrive
-
-Metrics = dict[str, list[tuple[dict[str, str], float]]]
 
 
 def connect(options: str = "", *, interface: str = f"rings: {SMALL}", rest: str = "") -> str:
@@ -112,14 +111,17 @@ class Daemon:
         )
 
     def metrics(self, where: str = METRICS) -> Metrics:
-        """Scrape /metrics from inside the dut."""
+        """Scrape /metrics from inside the dut; a histogram's samples are under their own names too."""
         with entered(self.net.dut), urllib.request.urlopen(f"http://{where}/metrics", timeout=10) as page:
             text = page.read().decode()
-        families = {family.name: family for family in text_string_to_metric_families(text)}
-        return {
-            name: [(sample.labels, sample.value) for sample in family.samples]
-            for name, family in families.items()
-        }
+        found: Metrics = {}
+        for family in text_string_to_metric_families(text):
+            found[family.name] = [(sample.labels, sample.value) for sample in family.samples]
+            if family.type == "histogram":
+                for sample in family.samples:
+                    found.setdefault(sample.name, []).append((sample.labels, sample.value))
+        self.net.scrapes.append(found)
+        return found
 
     def until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS

@@ -12,7 +12,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon import Daemon, Lane, Leftovers, Metrics, Stream, connect, running, total
+from daemon import Daemon, Lane, Leftovers, Stream, connect, running, total
+from scrapes import Metrics
 
 from xskd.metrics import TABLE
 
