@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from conftest import Tap
 from daemon import SMALL, Daemon, Stream, connect, paths, running, started, total
 from test_daemon_reload import both, forwards, untouched
@@ -47,6 +48,7 @@ def comes_back(daemon: Daemon, what: str, name: str = "b/0") -> None:
     status = daemon.status()
     assert (status["waiting"], daemon.worker(name)["last_error"]) == ({}, None)
     assert status["text"] == "2 paths, 2 queues forwarding, copy mode"
+    assert total(daemon.metrics(), "xskd_path_waiting") == 0
 
 
 def join(net: Wire, host: int) -> None:
@@ -63,6 +65,7 @@ def ifindex(net: Wire, dev: str) -> int:
 # ---- there or not there ----------------------------------------------------------------------------
 
 
+@pytest.mark.moves("xskd_path_waiting")
 def test_an_interface_that_is_deleted_and_made_anew(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(links=4)
     with running(net, tmp_path, both()) as daemon, untouched(net, daemon):
@@ -141,6 +144,7 @@ def test_a_default_route_that_comes_later_takes_the_interface_back(wire: MakeWir
 # ---- as it was, but different ----------------------------------------------------------------------
 
 
+@pytest.mark.moves("xskd_interface_carrier")
 def test_a_link_that_goes_down_and_up_keeps_its_worker(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(links=4)
     with running(net, tmp_path, both()) as daemon, untouched(net, daemon):
@@ -159,6 +163,7 @@ def test_a_link_that_goes_down_and_up_keeps_its_worker(wire: MakeWire, tmp_path:
             assert net.eventually(lambda: forwards(net))
         assert daemon.workers()["b/0"] == pid
         assert daemon.worker("b/0")["restarts"] == {}
+        assert total(daemon.metrics(), "xskd_interface_carrier") == 4
         assert total(daemon.metrics(), "xskd_frames_unaccounted") == 0
 
 
@@ -214,6 +219,7 @@ def set_queues(net: Wire, number: int) -> None:
         assert net.eventually(lambda: net.run(ns, *command, check=False).returncode == 0)  # noqa: B023
 
 
+@pytest.mark.moves("xskd_interface_queues")
 def test_workers_follow_the_number_of_queues(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(queues=2)
     with running(net, tmp_path, ALL) as daemon:
@@ -224,8 +230,10 @@ def test_workers_follow_the_number_of_queues(wire: MakeWire, tmp_path: Path) -> 
         set_queues(net, 1)
         assert daemon.reload(ALL) == []
         assert daemon.workers() == {"wire/0": pid}
+        assert total(daemon.metrics(), "xskd_interface_queues", interface="eth1") == 1
         set_queues(net, 2)
         print(f"the second worker forwards {daemon.comes('wire/1'):.2f} s after its queue came")
+        assert total(daemon.metrics(), "xskd_interface_queues", interface="eth1") == 2
         with Stream(net) as one, Stream(net, queue=1) as other:
             time.sleep(0.1)
         assert one.whole

@@ -112,17 +112,22 @@ def test_queues_come_and_go(wire: MakeWire, tmp_path: Path) -> None:
         assert "wire/1: stopped, drained" in daemon.log
 
 
+@pytest.mark.moves("xskd_ring_size_entries", ring=("fill", "rx", "tx", "completion"))
 def test_new_rings_are_new_sockets_of_that_path_alone(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(links=4)
     with running(net, tmp_path, both()) as daemon, untouched(net, daemon):
         assert forwards(net)
         pid = daemon.workers()["b/0"]
+        daemon.metrics()
         larger = "{fill: 2048, rx: 256, tx: 128, completion: 512}"
         assert daemon.reload(both(interface=f"rings: {larger}")) == ["b/0: new sockets"]
         assert daemon.workers()["b/0"] != pid
         sizes = {"fill": 2048, "rx": 256, "tx": 128, "completion": 512}
         worker = daemon.worker("b/0")
         assert [port["rings"] for port in worker["ports"]] == [sizes] * 2
+        metrics = daemon.metrics()
+        for ring, size in sizes.items():
+            assert total(metrics, "xskd_ring_size_entries", path="b", ring=ring) == 2 * size
         assert worker["counters"]["frames"] == 2 * sum(sizes.values())
         assert worker["ports"][0]["counters"]["rx_packets"] == 300  # of the sockets before
         assert worker["restarts"] == {}  # nobody died
@@ -216,6 +221,7 @@ paths:
 """
 
 
+@pytest.mark.moves("xskd_config_valid")
 def test_a_bad_file_is_told_line_by_line_and_changes_nothing(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(links=4)
     with running(net, tmp_path, both()) as daemon:

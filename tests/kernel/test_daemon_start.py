@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from daemon import Daemon, Lane, connect, kernel_side, paths, running, started, total, xskd
 
 from lab import entered
@@ -57,6 +58,8 @@ def test_no_queue_to_be_had_ends_it_with_every_reason(wire: MakeWire, tmp_path: 
             assert line.endswith("; see key interfaces.eth2.queues")
 
 
+@pytest.mark.moves("xskd_worker_up")
+@pytest.mark.moves("xskd_socket_mode", mode="copy")
 def test_a_taken_queue_is_told_of_tried_again_and_comes_up_when_it_is_free(
     wire: MakeWire, tmp_path: Path
 ) -> None:
@@ -74,8 +77,12 @@ def test_a_taken_queue_is_told_of_tried_again_and_comes_up_when_it_is_free(
         Lane(net, 1).send(sent[:10])
         assert [kernel.recv(2048) for _ in range(10)] == sent[:10]
         assert xskd(net, "status", "--socket", str(daemon.socket)).stdout.count("EBUSY") == 1
+        at, mode = {"path": "wire", "queue": "1"}, "xskd_socket_mode"
+        assert total(daemon.metrics(), "xskd_worker_up", **at) == total(daemon.metrics(), mode, **at) == 0
         taken.close()
         assert net.eventually(lambda: daemon.forwards("wire/1"), 15)
+        assert total(daemon.metrics(), "xskd_worker_up", **at) == 1
+        assert total(daemon.metrics(), mode, mode="copy", **at) == 2
         assert daemon.worker("wire/1")["last_error"] is None
         assert net.eventually(lambda: "INFO    1 path, 2 queues forwarding, copy mode" in daemon.log)
 

@@ -47,6 +47,9 @@ def grows(daemon: Daemon, dev: str, stat: str, beyond: float = 0) -> bool:
 # ---- interfaces ------------------------------------------------------------------------------------
 
 
+@pytest.mark.moves("xskd_interface_up")
+@pytest.mark.moves("xskd_interface_info")
+@pytest.mark.moves("xskd_worker_state", state=("waiting", "forwarding"))
 def test_what_is_known_of_an_interface_follows_it(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(links=4)
     with running(net, tmp_path, both()) as daemon:
@@ -75,6 +78,7 @@ def test_what_is_known_of_an_interface_follows_it(wire: MakeWire, tmp_path: Path
         assert total(daemon.metrics(), "xskd_interface_info", **veth) == 1
 
 
+@pytest.mark.moves("xskd_interface_queues_without_socket")
 def test_queues_without_a_worker_are_counted(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(queues=3)
     set_queues(net, 2)
@@ -89,6 +93,7 @@ def test_queues_without_a_worker_are_counted(wire: MakeWire, tmp_path: Path) -> 
         assert shows(daemon, name, 2, **at)
 
 
+@pytest.mark.moves("xskd_interface_foreign_program")
 def test_a_foreign_program_shows_while_it_is_there(
     wire: MakeWire, tmp_path: Path, foreign_program: Path
 ) -> None:
@@ -104,18 +109,24 @@ def test_a_foreign_program_shows_while_it_is_there(
             time.sleep(0.01)
 
 
+@pytest.mark.moves("xskd_socket_mode_wanted", mode=("auto", "copy", "zerocopy"))
 def test_the_wanted_mode_is_that_of_the_file(wire: MakeWire, tmp_path: Path) -> None:
     net = wire()
     with running(net, tmp_path) as daemon:
         assert shows(daemon, "xskd_socket_mode_wanted", 2, mode="auto")
         daemon.reload(connect(interface=f"mode: copy, rings: {SMALL}"))
         assert shows(daemon, "xskd_socket_mode_wanted", 2, mode="copy")
+        with pytest.raises(Refused):  # no veth has it, and that is what the file wants all the same
+            daemon.reload(connect(interface=f"mode: zerocopy, rings: {SMALL}"))
+        assert shows(daemon, "xskd_socket_mode_wanted", 2, mode="zerocopy")
         assert total(daemon.metrics(), "xskd_socket_mode_wanted") == 2
 
 
 # ---- losses ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.moves("xskd_nic_rx_dropped_packets", stat="rx_drops")
+@pytest.mark.moves("xskd_interface_rx_dropped_packets", stat="rx_dropped")
 def test_what_the_rings_had_no_room_for_is_in_the_nics_counter_too(wire: MakeWire, tmp_path: Path) -> None:
     """A full egress keeps frames until FILL is empty: the driver drops what it cannot redirect."""
     net = wire(links=1)
@@ -172,6 +183,10 @@ def test_packets_that_took_the_fallback_and_that_nobody_wants_are_dropped_by_the
 # ---- reloads ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.moves("xskd_config_generation")
+@pytest.mark.moves("xskd_config_reloads", result=("success", "failure"))
+@pytest.mark.moves("xskd_config_last_reload_successful")
+@pytest.mark.moves("xskd_config_last_reload_timestamp_seconds")
 def test_reloads_good_bad_and_dry(wire: MakeWire, tmp_path: Path) -> None:
     net = wire()
     with running(net, tmp_path) as daemon:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemon import Daemon, Lane, Leftovers, connect, memory_kb, running, started
+from daemon import Daemon, Lane, Leftovers, connect, memory_kb, running, started, total
 
 from lab import entered
 from xskd.forward import Forwarder
@@ -72,12 +72,18 @@ def test_packets_under_way_are_sent_before_it_stops(wire: MakeWire, tmp_path: Pa
         assert "stopped, drained" in daemon.log
 
 
+@pytest.mark.moves("xskd_worker_state", state=("stopping", "stopped"))
 def test_a_worker_that_does_not_stop_is_killed(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(queues=2)
     with running(net, tmp_path) as daemon:
         left = busy(net, daemon)
         os.kill(daemon.workers()["wire/1"], signal.SIGSTOP)
-        assert daemon.stop() == 0
+        states = [{"queue": "0", "state": "stopped"}, {"queue": "1", "state": "stopping"}]
+        assert not any(total(daemon.metrics(), "xskd_worker_state", **each) for each in states)
+        daemon.process.terminate()
+        for each in states:
+            assert net.eventually(lambda: total(daemon.metrics(), "xskd_worker_state", **each) == 1)  # noqa: B023
+        assert daemon.ended() == 0
         assert "wire/1: not drained in 3 s, killed" in daemon.log
         assert "wire/0: stopped, drained" in daemon.log
         assert left.remaining() == []
@@ -108,18 +114,24 @@ def test_workers_end_by_themselves_when_the_supervisor_is_killed(
         assert left.remaining() == []
 
 
+@pytest.mark.moves("xskd_start_time_seconds")
 def test_killed_altogether_it_leaves_nothing_and_can_be_started_again(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(queues=2)
+    began = time.time()
     with running(net, tmp_path) as daemon:
         left = busy(net, daemon)
+        first = daemon.metrics()
         for pid in (daemon.pid, *daemon.workers().values()):
             os.kill(pid, signal.SIGKILL)
         daemon.ended()
         assert daemon.socket.exists()  # nobody was left to remove it, and it is in nobody's way
         assert left.remaining() == []
-    with running(net, tmp_path):
+    with running(net, tmp_path) as daemon:
         sent = net.frames(500)
         assert net.taps[0].through(sent, net.taps[1]) == sent
+        second = daemon.metrics()
+    starts = [total(metrics, "xskd_start_time_seconds") for metrics in (first, second)]
+    assert began < starts[0] < starts[1] < time.time()
 
 
 def test_a_thousand_cycles_of_a_worker_leak_nothing(wire: MakeWire) -> None:

@@ -23,6 +23,7 @@ def kill(daemon: Daemon, sign: signal.Signals = signal.SIGKILL) -> int:
     return pid
 
 
+@pytest.mark.moves("xskd_worker_restarts", cause="stalled")
 def test_a_hanging_worker_is_noticed_killed_and_replaced(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(queues=2)
     with running(net, tmp_path, connect(interface="rings: {fill: 2048, rx: 2048}")) as daemon:
@@ -42,7 +43,13 @@ def test_a_hanging_worker_is_noticed_killed_and_replaced(wire: MakeWire, tmp_pat
         )
 
 
-@pytest.mark.parametrize("fallback", ["pass", "drop"])
+@pytest.mark.parametrize(
+    "fallback",
+    [
+        pytest.param("pass", marks=pytest.mark.moves("xskd_xdp_verdicts", verdict="no_socket_passed")),
+        pytest.param("drop", marks=pytest.mark.moves("xskd_xdp_verdicts", verdict="no_socket_dropped")),
+    ],
+)
 def test_packets_of_a_queue_without_worker_take_the_fallback(
     wire: MakeWire, tmp_path: Path, fallback: Fallback
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_other_direction_goes_on_while_one_egress_is_down(wire: MakeWire) ->
         assert net.taps[1].through(back, net.taps[0]) == back
 
 
+@pytest.mark.moves("xskd_fill_starved_turns")
 @pytest.mark.parametrize("frames", [32, 64, 200])
 def test_starved_of_frames_it_recovers_and_conserves_them(wire: MakeWire, frames: int) -> None:
     net = wire(links=1)
@@ -156,6 +157,17 @@ def test_a_device_removed_under_traffic_loses_no_frame(wire: MakeWire) -> None:
         net.run(net.dut, "ip", "link", "del", "eth2")
         net.taps[0].send(net.frames(50))
         assert net.eventually(lambda: forwarder.sockets[1].port.error == errno.ENXIO)
+
+
+@pytest.mark.moves("xskd_wakeup_errors", errno="ENXIO")
+def test_a_device_removed_before_a_packet_could_leave_by_it(wire: MakeWire) -> None:
+    net = wire()
+    forwarder = net.forward()
+    net.taps[0].send(net.frames(1))
+    net.run(net.dut, "ip", "link", "del", "eth2")
+    with pytest.raises(XskError, match="eth2 queue 0"):
+        forwarder.run(0.05)
+    assert list(forwarder.sockets[1].port.counters.wakeup_errors) == [0, 0, 0, 0, 1, 0]
 
 
 def test_a_renamed_interface_keeps_its_sockets(wire: MakeWire) -> None:

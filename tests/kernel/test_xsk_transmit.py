@@ -54,6 +54,8 @@ def test_a_burst_of_64_is_one_call_where_the_kernel_lets_a_budget_be_set(wire: M
     assert (wakeups(xsk), errors(xsk)) == ({"new": 1}, {})
 
 
+@pytest.mark.moves("xskd_wakeups", reason="again")
+@pytest.mark.moves("xskd_wakeup_errors", errno="EAGAIN")
 def test_a_used_up_budget_is_no_error_and_the_burst_is_sent_all_the_same(wire: MakeWire) -> None:
     net = wire(links=1)
     with entered(net.dut):
@@ -193,6 +195,7 @@ def test_a_frame_cannot_be_transmitted_twice(wire: MakeWire) -> None:
     assert net.taps[0].receive(1) == [net.frame(0)] and net.taps[0].waiting() == []
 
 
+@pytest.mark.moves("xskd_xdp_statistics", stat="tx_invalid_descs")
 def test_a_descriptor_written_behind_our_back_is_counted_by_the_kernel_as_invalid(wire: MakeWire) -> None:
     net = wire(links=1)
     xsk = net.open(rings=SMALL)

@@ -220,6 +220,13 @@ def test_only_a_forwarding_worker_is_up(supervisor: Supervisor) -> None:
     assert sample(supervisor.status(), "xskd_worker_up") == {("wire", "0"): 0, ("wire", "1"): 1}
 
 
+def test_the_mode_in_use_is_told(supervisor: Supervisor) -> None:
+    supervisor.crew.slots["wire/0"].modes = ["zerocopy", None]
+    found = sample(supervisor.status(), "xskd_socket_mode")
+    at = [("wire", "eth1", "0"), ("wire", "eth2", "0")]
+    assert [(found[*each, "zerocopy"], found[*each, "copy"]) for each in at] == [(1, 0), (0, 0)]
+
+
 def test_carrier_and_queues_are_those_of_the_interface_now(supervisor: Supervisor) -> None:
     supervisor.devices = {"eth1": device("eth1", queues=5, max_queues=8, carrier=False), "eth2": None}
     assert sample(supervisor.status(), "xskd_interface_carrier") == {("wire", "eth1"): 0, ("wire", "eth2"): 0}
