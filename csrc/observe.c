@@ -81,7 +81,9 @@ static void publish_marks(struct xskd_port *port, bool begin)
 }
 
 /* Time in wakeups is an estimate from samples: it is taken out of the time of the turns they were in, as far
- * as that goes, and the rest the next time; so the regimes always sum up to the time that has passed. */
+ * as that goes, so the regimes always sum up to the time that has passed. What does not fit in is forgotten: it
+ * comes of a timed call in which the worker lost its CPU, and taken out of later turns it would leave nothing
+ * of them for seconds. */
 static void publish_regimes(struct xskd_forward *forward)
 {
 	uint64_t *spent = forward->spent_ns;
@@ -99,6 +101,7 @@ static void publish_regimes(struct xskd_forward *forward)
 		spent[XSKD_REGIME_WAKING] -= waking;
 		spent[regime] = 0;
 	}
+	spent[XSKD_REGIME_WAKING] = 0;
 	count(&forward->counters->regimes_ns[XSKD_REGIME_SLEEPING], spent[XSKD_REGIME_SLEEPING]);
 	spent[XSKD_REGIME_SLEEPING] = 0;
 }

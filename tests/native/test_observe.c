@@ -239,6 +239,32 @@ TEST(the_regimes_are_all_the_time_there_is)
 	done(fake);
 }
 
+static struct fake *slow;
+
+static int slow_wakeup_tx(int fd)
+{
+	slow->now_ns += 100 * MS;
+	return fake_wakeup_tx(fd);
+}
+
+TEST(one_slow_call_does_not_hide_the_work_after_it)
+{
+	struct fake *fake = ready(&usual, XSKD_UNCHANGED);
+	uint64_t working;
+
+	fake->tick_ns = 500;
+	slow = fake;
+	fake->instead_of_wakeup_tx = slow_wakeup_tx;
+	turns_of_run(fake, 1);                  /* the first call is timed, and counts 17 times */
+	xskd_forward_publish(&fake->forward);
+	fake->instead_of_wakeup_tx = NULL;
+	working = fake->counters.regimes_ns[XSKD_REGIME_WORKING];
+	turns_of_run(fake, SAMPLE - 2);
+	xskd_forward_publish(&fake->forward);
+	CHECK(fake->counters.regimes_ns[XSKD_REGIME_WORKING] > working);
+	done(fake);
+}
+
 TEST(a_sleep_is_sleeping)
 {
 	struct fake *fake = ready(&usual, XSKD_UNCHANGED);
