@@ -34,9 +34,11 @@ def kill(daemon: Daemon, name: str) -> int:
 
 def kill_newcomer(daemon: Daemon) -> None:
     """Kill the next worker process as soon as it exists: before it can have said anything."""
-    known = daemon.children()
-    assert daemon.net.eventually(lambda: bool(daemon.children() - known), 15)
-    for pid in daemon.children() - known:
+    known, deadline = daemon.children(), time.monotonic() + 15
+    while not (new := daemon.children() - known):
+        assert time.monotonic() < deadline, "nobody comes"
+        time.sleep(0.001)  # it needs some 75 ms to adopt
+    for pid in new:
         os.kill(pid, signal.SIGKILL)
 
 
