@@ -3,9 +3,9 @@
     python -m bench.scraping [--rounds N] [--seconds S]        (as scripts/bench --scraping)
 
 Windows without scrapes, with ten scrapes a second and with one after the other follow each other in one run,
-so the machine's phases hit all three. There are two CPUs, one for the load and one for the worker; whoever
-scrapes, and the supervisor that answers, are wherever the scheduler puts them. Both take CPU time, and that
-is the cost to expect: no worker ever waits for a scrape.
+so the machine's phases hit all three. There are two CPUs, one for the load, which offers several times what
+is forwarded, and one for the worker. Whoever scrapes shares the first; the supervisor makes its pages off the
+worker's CPU, and its loop is wherever the scheduler puts it.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def scraped(lab: Topology, interval: float | None) -> Iterator[list[float]]:
     ended = threading.Event()
 
     def work() -> None:
+        os.sched_setaffinity(0, {machine.LOAD_CPU})  # this thread's: Prometheus is on another machine
         with entered(lab.dut):
             while interval is not None and not ended.is_set():
                 began = time.monotonic()

@@ -1,7 +1,8 @@
 """`/metrics`: the HTTP side of it.
 
 A scrape is served by a thread and asks the supervisor's loop for one DaemonStatus; the page is made of that
-in the thread. It must never touch a worker, a socket or a counter page itself, and never make them wait.
+in the thread, on a CPU that no worker is pinned to. It must never touch a worker, a socket or a counter page
+itself, and never make them wait.
 prometheus-client serves it, and adds what it knows of any process: the supervisor's own memory, CPU time and
 descriptors (process_*).
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -37,7 +39,9 @@ class Scraper:
 
     def page(self) -> bytes:
         """All metrics. Raises TimeoutError if the loop does not answer."""
-        return page(self._picture()).encode() + generate_latest(self._process)
+        picture = self._picture()
+        step_aside({worker.cpu for worker in picture.workers if worker.cpu is not None})
+        return page(picture).encode() + generate_latest(self._process)
 
     def _picture(self) -> DaemonStatus:
         answer: concurrent.futures.Future[DaemonStatus] = concurrent.futures.Future()
@@ -51,6 +55,12 @@ class Scraper:
 
         self._loop.call_soon_threadsafe(take)
         return answer.result(SCRAPE_TIMEOUT)
+
+
+def step_aside(taken: Set[int]) -> None:
+    """Let this thread work on other CPUs than those, where it has any: a page takes a while."""
+    if others := os.sched_getaffinity(0) - taken:
+        os.sched_setaffinity(0, others)
 
 
 class Endpoint:

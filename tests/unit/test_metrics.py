@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import os
 import platform
 import re
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +368,19 @@ def test_a_scrape_fails_in_time_when_the_loop_does_not_answer(
     with pytest.raises(TimeoutError):
         Scraper(stuck, supervisor.status).page()
     stuck.close()
+
+
+def test_a_page_is_made_off_the_workers_cpus() -> None:
+    def free(taken: set[int]) -> set[int]:
+        endpoint.step_aside(taken)
+        return os.sched_getaffinity(0)
+
+    with ThreadPoolExecutor(1) as thread:
+        cpus = os.sched_getaffinity(0)
+        first = min(cpus)
+        assert thread.submit(free, cpus).result() == cpus  # there is no other
+        assert thread.submit(free, {first}).result() == (cpus - {first} or cpus)
+    assert os.sched_getaffinity(0) == cpus  # of this thread
 
 
 def test_sixty_four_workers_are_told_of_quickly() -> None:
