@@ -76,7 +76,7 @@ FIGURES = (
         runbooks=("XskdLosingPackets",),
     ),
     stat(
-        "Latency, 99th percentile",
+        "Latency p99",
         "Time of a sampled packet in the forwarder. Worry when it rises and the load does not.",
         queries={"p99": quantile(0.99, "xskd_latency_seconds", PORT)},
         unit="s",
@@ -93,14 +93,14 @@ FIGURES = (
         runbooks=("XskdRxOverrun",),
     ),
     stat(
-        "Packets per wakeup",
+        "Per wakeup",
         "Packets sent per sendto(). Worry when it stays near 1 while the worker is at its limit.",
         queries={
             "packets": f"sum({rate('xskd_tx_packets_total', PORT)}) / sum({rate('xskd_wakeups_total', TX)})"
         },
     ),
     stat(
-        "Frames unaccounted",
+        "Unaccounted",
         f"Frames of its packet memory that are nowhere. A bug in xskd. {COUNTS_ONE}",
         queries={"frames": f"sum(abs(xskd_frames_unaccounted{{{WORKER}}}))"},
         bad=1,

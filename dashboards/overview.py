@@ -113,7 +113,7 @@ FIGURES = (
         runbooks=("XskdLosingPackets",),
     ),
     stat(
-        "Queues not forwarding",
+        "Queues down",
         "Workers that do not forward now. Their queues take the path's fallback. Worry above 0 for longer "
         "than a restart takes; `journalctl -u xskd` has the cause.",
         queries={"down": f"sum(1 - xskd_worker_up{{{WORKER}}})"},
@@ -136,7 +136,7 @@ FIGURES = (
         runbooks=("XskdLinkDown",),
     ),
     stat(
-        "Slower than it could be",
+        "Slow sockets",
         "Sockets in copy mode whose interface can do zerocopy, where `mode: copy` was not asked for. Worry "
         "above 0: it costs most of the speed.",
         queries={"copy": SILENT_COPY},
@@ -318,14 +318,14 @@ HEALTH = (
         runbooks=("XskdLinkDown",),
     ),
     stat(
-        "Frames unaccounted",
+        "Unaccounted",
         f"Frames of the packet memory that are nowhere. A bug in xskd. {COUNTS_ONE}",
         queries={"frames": f"sum(abs(xskd_frames_unaccounted{{{WORKER}}}))"},
         bad=1,
         runbooks=("XskdFramesUnaccounted",),
     ),
     stat(
-        "Frames quarantined",
+        "Quarantined",
         "Frames whose owner was in doubt after a worker died; they are never used again. Worry above 0: the "
         "packet memory shrinks.",
         queries={"frames": f'sum(xskd_frames{{{WORKER}, state="quarantined"}})'},
@@ -333,7 +333,7 @@ HEALTH = (
         runbooks=("XskdFramesQuarantined",),
     ),
     stat(
-        "Invalid descriptors",
+        "Invalid",
         f"Completion and ring entries that cannot be right: a driver's bug, or xskd's. {COUNTS_ONE}",
         queries={
             "entries": f"sum(xskd_completion_invalid_descriptors_total{{{PORT}}}) + "
@@ -343,14 +343,14 @@ HEALTH = (
         runbooks=("XskdInvalidDescriptors",),
     ),
     stat(
-        "Foreign programs",
+        "Foreign XDP",
         f"Interfaces with an XDP program that is not xskd's: it gets the packets. {COUNTS_ONE}",
         queries={"interfaces": f"sum(xskd_interface_foreign_program{{{INTERFACE}}})"},
         bad=1,
         runbooks=("XskdForeignProgram",),
     ),
     stat(
-        "Queues without a socket",
+        "No socket",
         "RX queues of the interfaces that no worker has. What arrives on them takes the fallback. Worry "
         "when you did not choose so with `queues`.",
         queries={"queues": f"sum(xskd_interface_queues_without_socket{{{INTERFACE}}})"},
@@ -358,7 +358,7 @@ HEALTH = (
         runbooks=("XskdQueueWithoutWorker",),
     ),
     stat(
-        "Restarts of workers",
+        "Restarts",
         "Since the daemons started. Worry at every step: see the workers above, and the journal.",
         queries={"restarts": f"sum(xskd_worker_restarts_total{{{WORKER}}}) or vector(0)"},
         runbooks=("XskdCrashLoop",),
@@ -374,7 +374,7 @@ HEALTH = (
 
 CONFIGURATION = (
     stat(
-        "Configuration files wrong",
+        "Wrong files",
         "Daemons whose file is wrong while an older one runs: the next start after a stop will fail. Worry "
         "at the first one; `xskd check` has every mistake.",
         queries={"wrong": f"sum(1 - xskd_config_valid{{{DAEMON}}})"},
@@ -397,7 +397,7 @@ CONFIGURATION = (
         width=5,
     ),
     names(
-        "Configuration generation",
+        "Generation",
         "How many configurations have been put into effect, by daemon. Worry when a reload does not raise "
         "it.",
         queries={"{{instance}}": f"xskd_config_generation{{{DAEMON}}}"},
