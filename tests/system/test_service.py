@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from booted import QUEUES, Machine, booted, eventually
@@ -207,3 +208,23 @@ def test_a_worker_that_hangs_can_be_ended_by_the_supervisor(machine: Machine) ->
     assert machine.worker("wire/1")["pid"] == neighbour
     assert eventually(lambda: machine.show("StatusText") == UP)
     assert machine.show("NRestarts") == "0"
+
+
+def test_a_member_of_the_group_may_look_at_packets_and_change_nothing(machine: Machine) -> None:
+    machine.box.run("groupadd", "--system", "netops")
+    machine.override("[Service]\nSupplementaryGroups=netops\nRuntimeDirectoryMode=0711\n")
+    machine.write("/etc/xskd/xskd.yaml", f"{machine.config}control: {{group: netops}}\n")
+    machine.systemctl("start")
+    stranger = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--", "xskd")
+    member = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--groups=netops", "--", "xskd")
+    file = "/tmp/seen.pcapng"
+    wanted = (*member, "capture", "wire", "--filter", "icmp", "--count", "10", "--seconds", "20", "-w", file)
+    with ThreadPoolExecutor(1) as thread:
+        captured = thread.submit(machine.box.run, *wanted)
+        assert eventually(lambda: machine.lost() == 0 and captured.done(), 20)
+    assert "10 packets captured" in captured.result().stderr
+    assert machine.box.run("tcpdump", "-nr", file).stdout.count("ICMP echo") == 10
+    refused = machine.box.run(*member, "reload", check=False)
+    assert (refused.returncode, "may" in refused.stderr) == (3, True)
+    for verb in (("capture", "wire", "-w", "/tmp/no"), ("status",)):
+        assert machine.box.run(*stranger, *verb, check=False).returncode == 3
