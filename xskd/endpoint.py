@@ -22,7 +22,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Proce
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from xskd.errors import XskdError
-from xskd.metrics import page
+from xskd.page import page
 from xskd.status import DaemonStatus
 
 SCRAPE_TIMEOUT = 5.0  # seconds for the supervisor's loop to answer; Prometheus itself waits 10

@@ -1,25 +1,18 @@
-"""Prometheus: one table of all metrics, and the page that is made of it and one picture of the daemon.
+"""Prometheus: one table of all metrics, each with where its value is in a picture of the daemon.
 
 The table is the only place where a metric is named: docs/metrics.md is generated from it (`python -m
 xskd.metrics`), and tests hold the dashboards, the rules and the C counters against it. Nothing here asks
-anybody anything.
-
-The page is written here and not by prometheus-client, which needs five times as long for it
-(docs/decisions/0011-metrics-page.md); a test holds the two against each other.
+anybody anything. The page that is made of it is page.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from itertools import accumulate
 from typing import Any, Literal, get_args
 
-from prometheus_client.utils import floatToGoString
-
 from xskd.counters import BATCH_BOUNDS, TIME_BOUNDS
-from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, WorkerState, WorkerStatus
+from xskd.status import InterfaceStatus, PortStatus, WorkerState
 
 
 @dataclass(frozen=True)
@@ -29,15 +22,6 @@ class Histogram:
     bounds: tuple[float, ...]
     counts: list[int]
     total: float
-
-    def cumulated(self) -> Iterable[tuple[str, int]]:
-        """Prometheus' buckets: how many were at most so large."""
-        return zip(_bounds(self.bounds), accumulate(self.counts), strict=True)
-
-
-@cache
-def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
-    return (*map(floatToGoString, bounds), "+Inf")
 
 
 # A tuple stands for several of the last labels.
@@ -591,65 +575,6 @@ DAEMON_ROWS = (
 )
 
 TABLE = (*PORT_ROWS, *WORKER_ROWS, *INTERFACE_ROWS, *DAEMON_ROWS)
-
-
-def page(status: DaemonStatus) -> str:
-    """The whole table filled in from one picture, in Prometheus' text format."""
-    ports = [
-        ((worker.path, port.interface, str(port.queue)), port)
-        for worker in status.workers
-        for port in worker.ports
-    ]
-    workers = [(worker_labels(worker), worker) for worker in status.workers]
-    interfaces = [((interface.path, interface.name), interface) for interface in status.interfaces]
-    lines: list[str] = []
-    for rows, names, subjects in (
-        (PORT_ROWS, PORT, ports),
-        (WORKER_ROWS, WORKER, workers),
-        (INTERFACE_ROWS, INTERFACE, interfaces),
-        (DAEMON_ROWS, (), [((), status)]),
-    ):
-        labelled = [(_labels(names, values), subject) for values, subject in subjects]
-        for row in rows:
-            lines += (f"# HELP {row.exposed} {_escaped(row.help)}", f"# TYPE {row.exposed} {row.kind}")
-            for labels, subject in labelled:
-                lines += _samples(row, row.labels[len(names) :], labels, row.read(subject))
-    return "\n".join(lines) + "\n"
-
-
-def _samples(row: Row, names: tuple[str, ...], labels: str, value: Value) -> Iterator[str]:
-    """The lines of one subject; `names` are the labels that it does not have itself."""
-    for last, one in value.items() if isinstance(value, Mapping) else (((), value),):
-        more = _labels(names, (last,) if isinstance(last, str) else last)
-        inside = f"{labels},{more}" if labels and more else labels or more
-        braced = f"{{{inside}}}" if inside else ""
-        if not isinstance(one, Histogram):
-            yield f"{row.exposed}{braced} {_number(one)}"
-            continue
-        for bound, number in one.cumulated():
-            yield f'{row.name}_bucket{{{inside},le="{bound}"}} {number}'
-        yield f"{row.name}_sum{braced} {_number(one.total)}"
-        yield f"{row.name}_count{braced} {sum(one.counts)}"
-
-
-def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """What stands between the braces."""
-    pairs = zip(names, values, strict=True)
-    return ",".join([f'{name}="{_escaped(value, quote=True)}"' for name, value in pairs])
-
-
-def _escaped(text: str, *, quote: bool = False) -> str:
-    text = text.replace("\\", r"\\").replace("\n", r"\n")
-    return text.replace('"', r"\"") if quote else text
-
-
-def _number(value: float) -> str:
-    return str(value if isinstance(value, int) else floatToGoString(value))  # type: ignore[no-untyped-call]
-
-
-def worker_labels(worker: WorkerStatus) -> tuple[str, str]:
-    """Path and queue that stand for a worker."""
-    return worker.path, str(worker.ports[0].queue)
 
 
 def as_markdown() -> str:

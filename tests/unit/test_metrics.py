@@ -37,9 +37,9 @@ from xskd.metrics import (
     WORKER_ROWS,
     Row,
     as_markdown,
-    page,
 )
 from xskd.nic import Reading
+from xskd.page import page
 from xskd.status import DaemonStatus
 from xskd.xdp import Verdicts
 from xskd.xsk import Statistics

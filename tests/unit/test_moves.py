@@ -20,8 +20,9 @@ from fakes import connect, device, installed, resting
 from prometheus_client.core import Sample
 from prometheus_client.parser import text_string_to_metric_families
 
-from xskd.metrics import TABLE, Row, page
+from xskd.metrics import TABLE, Row
 from xskd.nic import INTERFACE_STATS
+from xskd.page import page
 
 TESTS = Path(__file__).parents[1]
 SUBJECT = {"path", "interface", "queue"}
