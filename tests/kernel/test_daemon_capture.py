@@ -232,6 +232,7 @@ def test_members_of_the_group_may_capture_and_not_reload_and_others_nothing(wire
                 # All is imported before: nobody may not be able to read this checkout.
                 code = (
                     "import os, sys; from xskd import capture, cli, logs, show;"
+                    "show.progress('').__enter__();"  # rich imports the rest when it is used
                     f"os.setgroups({groups}); os.setgid({NOBODY}); os.setuid({NOBODY});"
                     "sys.exit(cli.main(sys.argv[1:]))"
                 )
