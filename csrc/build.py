@@ -7,7 +7,7 @@ that loads it. `pcap` (xskd._pcap) is libpcap's compiler of filter expressions, 
 what it makes is run by libpcap's interpreter, one object of libpcap.a inside `forward`, since the shared
 library would bring others (D-Bus) into every worker. None retypes a kernel struct or constant: what
 stands in a cdef with "..." is taken from the system's headers, and what xskd itself declares is cut out
-of csrc/forward.h and csrc/capture.h.
+of csrc/forward.h, csrc/capture.h and bpf/xdp_prog.h.
 """
 
 import re
@@ -17,6 +17,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+LAYOUT = ROOT / "bpf" / "xdp_prog.h"
 # Not -Werror: a newer compiler on somebody's machine must not stop an installation. The tests compile the
 # same files with it.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
@@ -25,9 +26,9 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-ini
 OPTIMISE = ["-O2", "-std=gnu11"]
 
 
-def declarations(header: str) -> str:
+def declarations(header: Path) -> str:
     """What stands between the two cffi marks of a header, without comments."""
-    text = (HERE / header).read_text(encoding="utf-8")
+    text = header.read_text(encoding="utf-8")
     marked = text.split("/* cffi: begin */", 1)[1].split("/* cffi: end */", 1)[0]
     return re.sub(r"/\*.*?\*/", "", marked, flags=re.DOTALL)
 
@@ -54,8 +55,8 @@ int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long
 int xskd_drop_capabilities(void);
 struct bpf_insn { unsigned short code; unsigned char jt, jf; uint32_t k; ...; };
 """
-    + declarations("forward.h")
-    + declarations("capture.h")
+    + declarations(HERE / "forward.h")
+    + declarations(HERE / "capture.h")
 )
 forward.set_source(
     "xskd._forward",
@@ -97,7 +98,16 @@ static int xskd_drop_capabilities(void)
 )
 
 libbpf = FFI()
-libbpf.cdef("""
+libbpf.cdef(
+    """
+typedef uint8_t __u8;
+typedef uint16_t __u16;
+typedef uint32_t __u32;
+typedef unsigned long long __u64;
+typedef long long __s64;
+"""
+    + declarations(LAYOUT)
+    + """
 struct bpf_object; struct bpf_program; struct bpf_map;
 struct bpf_object *bpf_object__open_mem(const void *buffer, size_t size, const void *options);
 int bpf_object__load(struct bpf_object *object);
@@ -112,6 +122,9 @@ void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values, uint32_t *count,
+                         const void *options);
+int bpf_map_update_batch(int fd, const void *keys, const void *values, uint32_t *count, const void *options);
 int bpf_link_detach(int link);
 int libbpf_num_possible_cpus(void);
 int bpf_prog_get_fd_by_id(uint32_t id);
@@ -125,15 +138,24 @@ int xskd_detach(int ifindex, uint32_t flags, int program);
 int xskd_program_info_of(int fd, struct xskd_program_info *info);
 int xskd_program_info(uint32_t id, struct xskd_program_info *info);
 int xskd_attached_to(int ifindex, struct xskd_attached *attached);
+int xskd_rules_map(void);
+int xskd_map_id(int fd, uint32_t *id);
+struct xskd_test { uint32_t action, duration, length, metadata; ...; };
+int xskd_test_run(int program, const void *packet, uint32_t length, uint32_t ifindex, uint32_t queue,
+                  int repeat, void *out, uint32_t room, struct xskd_test *result);
 static const int XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE, XDP_ATTACHED_NONE, XDP_ATTACHED_DRV,
-    XDP_ATTACHED_SKB, XDP_ATTACHED_HW, XDP_ATTACHED_MULTI, BPF_ANY, BPF_NOEXIST, XDP_PASS, XDP_DROP,
-    BPF_MAP_TYPE_XSKMAP, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY;
-""")
+    XDP_ATTACHED_SKB, XDP_ATTACHED_HW, XDP_ATTACHED_MULTI, BPF_ANY, BPF_NOEXIST,
+    XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT,
+    BPF_MAP_TYPE_XSKMAP, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS,
+    BPF_MAP_TYPE_DEVMAP;
+"""
+)
 libbpf.set_source(
     "xskd._libbpf",
     (HERE / "libbpf.c").read_text(encoding="utf-8"),
     libraries=["bpf"],
-    depends=[str(HERE / "libbpf.c")],
+    include_dirs=[str(LAYOUT.parent)],
+    depends=[str(HERE / "libbpf.c"), str(LAYOUT)],
     extra_compile_args=WARNINGS,
 )
 

@@ -14,6 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "xdp_prog.h"
+
 #define XSKD_LOG_SIZE 8192
 
 struct xskd_program_info { uint32_t id; char name[16]; uint8_t tag[BPF_TAG_SIZE]; };
@@ -108,4 +110,47 @@ static int xskd_attached_to(int ifindex, struct xskd_attached *attached)
 	attached->skb = options.skb_prog_id;
 	attached->mode = options.attach_mode;
 	return error;
+}
+
+/* An inner map for `rules`: all of an interface's rules, 3 MB. */
+static int xskd_rules_map(void)
+{
+	int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, "xskd_rules", sizeof(__u32), sizeof(struct xskd_rules), 1, NULL);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* The number by which a map of maps names the one in its slot. */
+static int xskd_map_id(int fd, uint32_t *id)
+{
+	struct bpf_map_info info = { 0 };
+	uint32_t size = sizeof(info);
+
+	if (bpf_obj_get_info_by_fd(fd, &info, &size))
+		return -errno;
+	*id = info.id;
+	return 0;
+}
+
+/* What the program made of a packet: duration is in ns and the mean of all repetitions; the packet afterwards
+ * is the last `length` bytes of what was written to `out`, with `metadata` bytes in front of it. */
+struct xskd_test { uint32_t action, duration, length, metadata; };
+
+/* Runs the program on a packet that arrives nowhere; ifindex 0 is this namespace's loopback. */
+static int xskd_test_run(int program, const void *packet, uint32_t length, uint32_t ifindex, uint32_t queue,
+			 int repeat, void *out, uint32_t room, struct xskd_test *result)
+{
+	struct xdp_md context = { .data_end = length, .ingress_ifindex = ifindex, .rx_queue_index = queue };
+	LIBBPF_OPTS(bpf_test_run_opts, options,
+		.data_in = packet, .data_size_in = length, .data_out = out, .data_size_out = room,
+		.ctx_in = &context, .ctx_size_in = sizeof(context),
+		.ctx_out = &context, .ctx_size_out = sizeof(context), .repeat = repeat);
+
+	if (bpf_prog_test_run_opts(program, &options))
+		return -errno;
+	*result = (struct xskd_test){
+		.action = options.retval, .duration = options.duration,
+		.length = context.data_end - context.data, .metadata = context.data,
+	};
+	return 0;
 }
