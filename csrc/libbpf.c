@@ -150,7 +150,7 @@ static int xskd_test_run(int program, const void *packet, uint32_t length, uint3
 		return -errno;
 	*result = (struct xskd_test){
 		.action = options.retval, .duration = options.duration,
-		.length = context.data_end - context.data, .metadata = context.data,
+		.length = options.data_size_out - context.data, .metadata = context.data,
 	};
 	return 0;
 }

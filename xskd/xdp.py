@@ -4,55 +4,76 @@ Loaded with libbpf, attached by bpf_link: when the last process that holds the l
 program, also after SIGKILL. Whoever keeps the link and the maps can go on with the program later, in another
 process (`adopt`), and no packet notices. This module must never replace or detach a program that is not its
 own (xskd/hook.py knows whose one is), and never attach one of another ABI version than it was written for.
-See bpf/xdp_prog.bpf.c for what it does to a packet.
+See bpf/xdp_prog.bpf.c for what it does to a packet, and xskd/maps.py for what its maps say.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from xskd import hook
+from xskd import hook, maps
 from xskd._libbpf import ffi, lib
 from xskd.errors import XdpError
 from xskd.hook import AttachMode, cleanup, libbpf_error, program_of
+from xskd.maps import (
+    ANSWERS,
+    FALLBACKS,
+    KINDS,
+    NOTHING_THERE,
+    SHAPES,
+    UNROUTABLE,
+    Answer,
+    Fallback,
+    Kind,
+    RuleTally,
+    Sets,
+    Settings,
+    Verdicts,
+)
 
 __all__ = [
     "ABI_VERSION",
     "OBJECT",
+    "UNROUTABLE",
+    "Answer",
     "Attach",
     "AttachMode",
     "Fallback",
     "HasFileno",
+    "Kind",
     "Program",
+    "RuleTally",
+    "Settings",
+    "TestRun",
     "Verdicts",
     "cleanup",
     "detach_link",
     "program_of",
+    "test_run",
 ]
 
 Attach = Literal["auto", "native", "generic"]
-Fallback = Literal["pass", "drop"]
 
 OBJECT = Path(__file__).with_name("xdp_prog.o")
-ABI_VERSION = 1  # XSKD_PROG_ABI in bpf/xdp_prog.h
-# The maps of the program: type, bytes of a key and of a value, entries needed at least.
-MAPS = {
-    "xsks": (lib.BPF_MAP_TYPE_XSKMAP, 4, 4, 1),
-    "fallback": (lib.BPF_MAP_TYPE_ARRAY, 4, 4, 1),
-    "verdicts": (lib.BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 3),
-}
+ABI_VERSION: int = lib.XSKD_PROG_ABI
 TAKEN = frozenset({errno.EBUSY, errno.EEXIST})
 # A driver that cannot take the program natively answers with one of many errnos (no support, MTU, queues,
 # memory for its rings); only these say that generic mode would not help either.
 NOT_THE_DRIVER = TAKEN | {errno.EPERM, errno.EACCES, errno.ENODEV}
-# What a map answers when there was nothing to delete. A queue beyond an XSKMAP is EINVAL.
-NOTHING_THERE = frozenset({errno.ENOENT, errno.E2BIG, errno.EINVAL})
+_ACTIONS = {
+    lib.XDP_ABORTED: "aborted",
+    lib.XDP_DROP: "drop",
+    lib.XDP_PASS: "pass",
+    lib.XDP_TX: "tx",
+    lib.XDP_REDIRECT: "redirect",
+}
 
 
 class HasFileno(Protocol):
@@ -61,15 +82,6 @@ class HasFileno(Protocol):
     def fileno(self) -> int:
         """The descriptor."""
         ...
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What the program did with the packets it saw, since its maps were made; packets."""
-
-    redirected: int
-    no_socket_passed: int
-    no_socket_dropped: int
 
 
 class Program:
@@ -92,12 +104,11 @@ class Program:
 
     def __init__(self, queues: int, *, fallback: Fallback = "pass", path: Path = OBJECT) -> None:
         self.queues = queues
-        self._object = _load(
-            path, lambda opened: lib.bpf_map__set_max_entries(_map_of(opened, "xsks"), queues)
-        )
-        self._maps = {name: int(lib.bpf_map__fd(_map_of(self._object, name))) for name in MAPS}
+        self._object = _load(path, lambda opened: _size(opened, queues))
+        self._maps = {name: int(lib.bpf_map__fd(_map_of(self._object, name))) for name in SHAPES}
+        self._sets = Sets(self._maps, queues)
         try:
-            self.set_fallback(fallback)
+            _begin(self._maps, FALLBACKS[fallback])
         except XdpError:
             self.close()
             raise
@@ -109,22 +120,31 @@ class Program:
         """Go on with an attached program, whose `descriptors()` somebody has kept; they are ours from now on.
 
         If it is not the one of this version, that takes its place, with the same maps: every packet meets
-        one of the two, with the sockets and the fallback that were there. Raises XdpError, and has closed
-        the descriptors, if they are not those of a program on this interface with at least `queues` entries.
+        one of the two, with the sockets and the fallback that were there. `link` and `xsks` must fit. Another
+        map that is missing, or of another version, is made anew: then there are no rules, and the settings
+        are the default ones. Raises XdpError, and has closed the descriptors, if they are not those of a
+        program on this interface with at least `queues` entries.
         """
+        kept: dict[str, int] = {}
         try:
             _check_adoptable(interface, ifindex, queues, descriptors)
             program = cls.__new__(cls)
             program.queues, program._link = queues, descriptors["link"]
-            program._maps = {name: descriptors[name] for name in MAPS}
             program.attach_mode = hook.mode_of(ifindex, program.id)
             if program.attach_mode is None:
                 detail = f"program {program.id} is not attached to it in this network namespace"
                 raise libbpf_error("adopt", None, interface, detail)
-            program.replaced = _bring_up_to_date(interface, program._link, program._maps, path)
+            kept = _of_this_version(descriptors, queues)
+            if len(kept) == len(SHAPES):
+                program.replaced = _bring_up_to_date(interface, program._link, kept, path)
+            else:
+                kept |= _begin_anew(interface, program._link, kept, queues, _fallback_of(descriptors), path)
+                program.replaced = True
         except BaseException:
-            _close_all(descriptors.values())
+            _close_all({*descriptors.values(), *kept.values()})
             raise
+        _close_all(set(descriptors.values()) - {program._link, *kept.values()})
+        program._maps, program._sets = kept, Sets(kept, queues)
         return program
 
     def attach(self, interface: str, mode: Attach = "auto", *, ifindex: int | None = None) -> None:
@@ -155,7 +175,7 @@ class Program:
         return program_of(self._attached_by())[0]
 
     def descriptors(self) -> dict[str, int]:
-        """What `adopt` needs: `link`, and the maps `xsks`, `fallback`, `verdicts`; they stay ours.
+        """What `adopt` needs: `link`, and the maps by name; they stay ours.
 
         Whoever has a duplicate of the link keeps the program attached. Raises XdpError if it is not attached.
         """
@@ -182,14 +202,78 @@ class Program:
 
     def set_fallback(self, fallback: Fallback) -> None:
         """What happens to packets of a queue without a socket, from the next packet on. Raises XdpError."""
-        action = lib.XDP_DROP if fallback == "drop" else lib.XDP_PASS
-        key, value = ffi.new("uint32_t *", 0), ffi.new("uint32_t *", action)
-        if (result := lib.bpf_map_update_elem(self._maps["fallback"], key, value, lib.BPF_ANY)) < 0:
-            raise libbpf_error("BPF_MAP_UPDATE_ELEM(fallback)", -result)
+        changed = maps.read_settings(self._maps["settings"])
+        changed.fallback = FALLBACKS[fallback]
+        maps.write_settings(self._maps, changed)
+
+    def configure(self, settings: Settings) -> None:
+        """Which path this is, and who its interfaces are; those of this network namespace that are gone are
+        left out. Where interfaces or kind are others than before, all lanes are closed first.
+
+        Raises XdpError.
+        """
+        changed = maps.read_settings(self._maps["settings"])
+        ports = list(settings.ports) + [0] * (lib.XSKD_MAX_PORTS - len(settings.ports))
+        if (
+            list(changed.ifindex) != ports
+            or changed.kind != KINDS[settings.kind]
+            or changed.own != settings.own
+        ):
+            changed.lanes = changed.lanes_sg = 0
+            maps.write_settings(self._maps, changed)
+        maps.open_lanes_to(self._maps, settings.ports)
+        changed.kind, changed.answer = KINDS[settings.kind], ANSWERS[settings.answer]
+        changed.own, changed.ports, changed.ifindex, changed.mac = (
+            settings.own,
+            len(settings.ports),
+            ports,
+            list(settings.mac),
+        )
+        maps.write_settings(self._maps, changed)
+
+    def open_lanes(self, lanes: Collection[int], multi_buffer: Collection[int] = ()) -> None:
+        """By which interfaces of the path express packets may leave, and those of several buffers too.
+
+        The others are closed: what is express goes to user space instead. Raises XdpError.
+        """
+        changed = maps.read_settings(self._maps["settings"])
+        changed.lanes = sum(1 << lane for lane in set(lanes))
+        changed.lanes_sg = sum(1 << lane for lane in set(multi_buffer))
+        maps.write_settings(self._maps, changed)
+
+    def install(self, image: bytes | None) -> tuple[RuleTally, ...]:
+        """Swap in the rules of an image (struct xskd_rules; None: have none), whole, between two packets.
+
+        Returns when no packet sees the old ones any more, with what those have counted since they were
+        installed, the default last; nothing if there were none. Raises XdpError: then they are still in force.
+        """
+        old = self._sets.in_force()
+        if image is not None:
+            self._sets.put(image, 0 if old is None else 1 - old)
+        elif old is not None:
+            self._sets.remove()
+        return self._sets.counted(old)
+
+    def rule_tallies(self) -> tuple[RuleTally, ...]:
+        """What the rules in force have counted, the default last; nothing if there are none. Raises XdpError."""
+        return self._sets.counted(self._sets.in_force())
 
     def verdicts(self) -> Verdicts:
-        """The counters, summed over all CPUs. Raises XdpError."""
-        return Verdicts(*(self._count(index) for index in range(3)))
+        """What became of the packets, summed over all CPUs. Raises XdpError."""
+        return Verdicts(*(packets for packets, _ in self._counts()[: lib.XSKD_VERDICTS]))
+
+    def verdict_bytes(self) -> Verdicts:
+        """What became of the bytes: of whole frames, without FCS. Raises XdpError."""
+        return Verdicts(*(count for _, count in self._counts()[: lib.XSKD_VERDICTS]))
+
+    def unroutable(self) -> dict[str, int]:
+        """Packets that `route` left to the kernel, by reason (UNROUTABLE). Raises XdpError."""
+        reasons = self._counts()[lib.XSKD_VERDICTS : lib.XSKD_UNPARSED]
+        return {reason: packets for reason, (packets, _) in zip(UNROUTABLE, reasons, strict=True)}
+
+    def unparsed(self) -> int:
+        """Packets that took the default because no rule could be asked about them. Raises XdpError."""
+        return self._counts()[lib.XSKD_UNPARSED][0]
 
     def detach(self) -> None:
         """Take the program off its interface, whoever else has the link; `close` alone leaves that to them.
@@ -208,7 +292,7 @@ class Program:
             self._object = ffi.NULL
         else:
             _close_all(self._maps.values())
-        self._maps = dict.fromkeys(MAPS, -1)
+        self._maps.update(dict.fromkeys(SHAPES, -1))
 
     def __enter__(self) -> Program:
         return self
@@ -239,12 +323,45 @@ class Program:
         lib.xskd_libbpf_log()  # the driver's refusal is expected here
         return False
 
-    def _count(self, index: int) -> int:
-        values = ffi.new("uint64_t[]", lib.libbpf_num_possible_cpus())
-        key = ffi.new("uint32_t *", index)
-        if (result := lib.bpf_map_lookup_elem(self._maps["verdicts"], key, values)) < 0:
-            raise libbpf_error("BPF_MAP_LOOKUP_ELEM(verdicts)", -result)
-        return sum(values)
+    def _counts(self) -> list[tuple[int, ...]]:
+        return maps.tallies(self._maps["verdicts"], "struct xskd_tally", 0, lib.XSKD_COUNTS)
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """What the program made of a packet that arrived nowhere."""
+
+    __test__ = False  # nothing for pytest to collect
+
+    action: str  # aborted, drop, pass, tx or redirect
+    packet: bytes  # as it is afterwards
+    metadata: bytes  # in front of it
+    duration: int  # ns, the mean of all repetitions
+
+
+def test_run(
+    program: Program, packet: bytes, *, repeat: int = 1, ifindex: int = 0, queue: int = 0
+) -> TestRun:
+    """Let a program that this process has loaded see a packet; for tests and measurements.
+
+    It arrives on a queue of an interface of this network namespace that has an XDP program, or on queue 0 of
+    the loopback interface (`ifindex` 0). Counters count it, and nothing is sent. Raises XdpError.
+    """
+    if not program._object:
+        raise libbpf_error("BPF_PROG_TEST_RUN", None, detail="this program was not loaded here")
+    room, result = len(packet) + 256, ffi.new("struct xskd_test *")
+    out = ffi.new("unsigned char[]", room)
+    answer = lib.xskd_test_run(
+        _program_of(program._object), packet, len(packet), ifindex, queue, repeat, out, room, result
+    )
+    if answer < 0:
+        raise libbpf_error("BPF_PROG_TEST_RUN", -answer)
+    content = bytes(ffi.buffer(out, result.metadata + result.length))
+    metadata = content[: result.metadata]
+    return TestRun(_ACTIONS[result.action], content[result.metadata :], metadata, result.duration)
+
+
+test_run.__test__ = False  # type: ignore[attr-defined]
 
 
 def detach_link(link: int) -> None:
@@ -306,38 +423,95 @@ def _program_of(loaded: Any) -> int:
 
 
 def _check_adoptable(interface: str, ifindex: int, queues: int, descriptors: Mapping[str, int]) -> None:
-    """Raise unless these are a link on this interface and maps that fit it."""
-    if set(descriptors) != {"link", *MAPS}:
-        detail = f"the descriptors link, {', '.join(MAPS)} are needed, not {', '.join(descriptors) or 'none'}"
+    """Raise unless these are a link on this interface and an XSKMAP that fits it."""
+    if not {"link", "xsks"} <= set(descriptors):
+        detail = f"the descriptors link and xsks are needed, not {', '.join(descriptors) or 'none'}"
         raise libbpf_error("adopt", None, interface, detail)
     if (found := program_of(descriptors["link"])[1]) != ifindex:
         where = f"interface {found}" if found else "an interface that is gone"
         raise libbpf_error("adopt", None, interface, f"the link is that of {where}, not of {ifindex}")
-    for name, (kind, key, value, least) in MAPS.items():
-        keys = ("map_type", "key_size", "value_size", "max_entries")
-        said = hook.described(descriptors[name])
-        *shape, entries = (int(said.get(key, -1)) for key in keys)
-        if shape != [kind, key, value]:
-            raise libbpf_error("adopt", None, interface, f"descriptor {name} is not that map of the program")
-        if entries < (wanted := queues if name == "xsks" else least):
-            detail = f"map {name} has {entries} entries, {wanted} are needed"
-            raise libbpf_error("adopt", None, interface, detail)
+    if wrong := maps.fits(descriptors["xsks"], "xsks", queues):
+        raise libbpf_error("adopt", None, interface, wrong)
+
+
+def _of_this_version(descriptors: Mapping[str, int], queues: int) -> dict[str, int]:
+    """The maps among them that this version's program can go on with."""
+    fitting = {
+        name: descriptors[name]
+        for name in SHAPES
+        if name in descriptors and maps.fits(descriptors[name], name, queues) is None
+    }
+    if "settings" in fitting and maps.read_settings(fitting["settings"]).abi == ABI_VERSION:
+        return fitting
+    return {"xsks": fitting["xsks"]}
+
+
+def _fallback_of(descriptors: Mapping[str, int]) -> int:
+    """The fallback that was there: in `settings`, or up to ABI version 1 in a map of its own."""
+    with suppress(XdpError):
+        if "settings" in descriptors and maps.fits(descriptors["settings"], "settings", 1) is None:
+            return int(maps.read_settings(descriptors["settings"]).fallback)
+    found = ffi.new("uint32_t *", lib.XDP_PASS)
+    if "fallback" in descriptors and hook.described(descriptors["fallback"]).get("value_size") == "4":
+        lib.bpf_map_lookup_elem(descriptors["fallback"], ffi.new("uint32_t *", 0), found)
+    return int(found[0])
+
+
+def _size(opened: Any, queues: int) -> None:
+    """Say how many entries the maps have that depend on the number of queues."""
+    for name, shape in SHAPES.items():
+        if shape.by_queue:
+            lib.bpf_map__set_max_entries(_map_of(opened, name), shape.entries * queues)
+
+
+def _begin(made: dict[str, int], fallback: int) -> None:
+    """Write the settings of a program that nobody has told anything yet. Raises XdpError."""
+    first = ffi.new("struct xskd_settings *")
+    first.abi, first.fallback = ABI_VERSION, fallback
+    first.kind, first.answer = KINDS["connect"], ANSWERS["redirect"]
+    maps.write_settings(made, first)
+
+
+def _begin_anew(
+    interface: str, link: int, kept: Mapping[str, int], queues: int, fallback: int, path: Path
+) -> dict[str, int]:
+    """Have the program at `path` behind the link, with the maps that are kept; the others, which are new."""
+
+    def prepare(opened: Any) -> None:
+        _size(opened, queues)
+        _reuse(opened, kept, interface)
+
+    made: dict[str, int] = {}
+    loaded = _load(path, prepare)
+    try:
+        for name in SHAPES.keys() - kept.keys():
+            made[name] = fcntl.fcntl(lib.bpf_map__fd(_map_of(loaded, name)), fcntl.F_DUPFD_CLOEXEC, 0)
+        if "settings" in made:
+            _begin(made, fallback)
+        if (result := lib.xskd_link_update(link, _program_of(loaded))) < 0:
+            raise libbpf_error("BPF_LINK_UPDATE", -result, interface)
+    except BaseException:
+        _close_all(made.values())
+        raise
+    finally:
+        lib.bpf_object__close(loaded)
+    return made
+
+
+def _reuse(opened: Any, kept: Mapping[str, int], interface: str) -> None:
+    for name, descriptor in kept.items():
+        if (result := lib.bpf_map__reuse_fd(_map_of(opened, name), descriptor)) < 0:
+            raise libbpf_error("bpf_map__reuse_fd", -result, interface, f"map {name}")
 
 
 def _bring_up_to_date(
-    interface: str, link: int, maps: Mapping[str, int], path: Path, *, same: bool = False
+    interface: str, link: int, kept: Mapping[str, int], path: Path, *, same: bool = False
 ) -> bool:
     """Have the program at `path` behind the link, with these maps; False if it is there already.
 
     With `same` a new copy takes its place also then: the kernel tells the driver of nothing less.
     """
-
-    def reuse(opened: Any) -> None:
-        for name, descriptor in maps.items():
-            if (result := lib.bpf_map__reuse_fd(_map_of(opened, name), descriptor)) < 0:
-                raise libbpf_error("bpf_map__reuse_fd", -result, interface, f"map {name}")
-
-    loaded = _load(path, reuse)
+    loaded = _load(path, lambda opened: _reuse(opened, kept, interface))
     try:
         program, info = _program_of(loaded), ffi.new("struct xskd_program_info *")
         if (result := lib.xskd_program_info_of(program, info)) < 0:
