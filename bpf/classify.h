@@ -6,7 +6,8 @@
  * The rules that match are what is in all those sets, and the first is the lowest bit. docs/decisions/0013
  * says why this and not the kernel's own tries and hashes.
  *
- * Comparisons are arithmetic where they would be branches in a loop: the kernel's verifier walks every path.
+ * Comparisons are arithmetic where they would be branches in a loop: the kernel's verifier walks every path. No
+ * `x & -y` among them: of a mask that is 0 or all ones Linux 6.18 makes two paths.
  */
 #ifndef XSKD_CLASSIFY_H
 #define XSKD_CLASSIFY_H
@@ -31,28 +32,28 @@ static __always_inline __u32 lowest(__u64 bits)
 }
 
 /* The last span whose start is not above the address. */
-static __always_inline __u32 span4(const struct xskd_rules *rules, int direction, __u32 address)
+static __always_inline __u64 span4(const struct xskd_rules *rules, int direction, __u32 address)
 {
-	__u32 found = 0;
+	__u64 found = 0;
 
-	for (__u32 step = rules->first_step[direction] & (XSKD_MAX_SPANS - 1); step; step >>= 1) {
+	for (__u64 step = rules->first_step[direction] & (XSKD_MAX_SPANS - 1); step; step >>= 1) {
 		__u32 start = rules->span4[direction][(found + step) & (XSKD_MAX_SPANS - 1)];
 
-		found = (found + (step & -(__u32)(1 - below(address, start)))) & (XSKD_MAX_SPANS - 1);
+		found = (found + (below(address, start) ^ 1) * step) & (XSKD_MAX_SPANS - 1);
 	}
 	return found;
 }
 
-static __always_inline __u32 span6(const struct xskd_rules *rules, int direction, __u64 high, __u64 low)
+static __always_inline __u64 span6(const struct xskd_rules *rules, int direction, __u64 high, __u64 low)
 {
-	__u32 found = 0;
+	__u64 found = 0;
 
-	for (__u32 step = rules->first_step[2 + direction] & (XSKD_MAX_SPANS - 1); step; step >>= 1) {
+	for (__u64 step = rules->first_step[2 + direction] & (XSKD_MAX_SPANS - 1); step; step >>= 1) {
 		const __u64 *start = rules->span6[direction][(found + step) & (XSKD_MAX_SPANS - 1)];
 		__u64 less = below(high, start[0]), more = below(start[0], high);
-		__u64 above = less | (~more & below(low, start[1]));  /* the start above the address */
+		__u64 above = less | ((more ^ 1) & below(low, start[1]));
 
-		found = (found + (step & -(__u32)(1 - (above & 1)))) & (XSKD_MAX_SPANS - 1);
+		found = (found + (above ^ 1) * step) & (XSKD_MAX_SPANS - 1);
 	}
 	return found;
 }
@@ -75,13 +76,20 @@ static __always_inline __u32 address_class(const struct xskd_rules *rules, const
 	return rules->none[dimension];
 }
 
+/* Whether some rule asks about a dimension. Read anew each time: for the verifier, one answer that it remembered
+ * for each dimension would make a thousand ways through what follows. */
+static __always_inline int asked(const struct xskd_rules *rules, enum xskd_dimension dimension)
+{
+	return *(const volatile __u32 *)&rules->dimensions & 1U << dimension;
+}
+
 /* Class of a packet by one dimension; of one that nobody asks about some class that is not looked at. */
 static __always_inline __u32 class_of(const struct xskd_rules *rules, const struct packet *packet,
 				      enum xskd_dimension dimension)
 {
 	__u32 none = rules->none[dimension];
 
-	if (!(rules->dimensions & 1U << dimension))
+	if (!asked(rules, dimension))
 		return none;
 	switch (dimension) {
 	case XSKD_DIMENSION_VLAN:
@@ -112,26 +120,27 @@ static __always_inline __u32 class_of(const struct xskd_rules *rules, const stru
 /* The rule that a parsed packet meets first, or XSKD_DEFAULT. */
 static __always_inline __u32 classify(const struct xskd_rules *rules, const struct packet *packet)
 {
-	__u32 class[XSKD_DIMENSIONS], asked = rules->dimensions;
-	__u64 words = (1U << XSKD_RULE_WORDS) - 1;
+	const struct xskd_class *class[XSKD_DIMENSIONS];
+	__u64 words = (1U << XSKD_RULE_WORDS) - 1, matching = 0;
+	__u32 word = 0;
 
 #pragma unroll
 	for (int d = 0; d < XSKD_DIMENSIONS; d++) {
-		class[d] = class_of(rules, packet, d) & (XSKD_MAX_CLASSES - 1);
-		if (asked & 1U << d)
-			words &= rules->classes[class[d]].summary;
+		class[d] = &rules->classes[class_of(rules, packet, d) & (XSKD_MAX_CLASSES - 1)];
+		if (asked(rules, d))
+			words &= class[d]->summary;
 	}
-	for (int i = 0; i < XSKD_RULE_WORDS && words; i++) {
-		__u32 word = lowest(words) & (XSKD_RULE_WORDS - 1);
-		__u64 matching = ~0ULL;
-
+#pragma unroll
+	for (; word < XSKD_RULE_WORDS; word++) {
+		if (!(words >> word & 1))
+			continue;
+		matching = ~0ULL;
 #pragma unroll
 		for (int d = 0; d < XSKD_DIMENSIONS; d++)
-			if (asked & 1U << d)
-				matching &= rules->classes[class[d]].words[word];
+			if (asked(rules, d))
+				matching &= class[d]->words[word];
 		if (matching)
 			return word * 64 + lowest(matching);
-		words &= words - 1;
 	}
 	return XSKD_DEFAULT;
 }

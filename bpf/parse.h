@@ -195,11 +195,8 @@ static __always_inline int parse_l4(struct xdp_md *ctx, struct packet *packet)
 	return 0;
 }
 
-/* 0, or -1 if it cannot be parsed. */
-static __always_inline int parse(struct xdp_md *ctx, struct packet *packet, __u32 length)
+static __always_inline int parse_all(struct xdp_md *ctx, struct packet *packet)
 {
-	__builtin_memset(packet, 0, sizeof(*packet));
-	packet->length = length;
 	if (parse_ethernet(ctx, packet))
 		return -1;
 	if (packet->ether_type == ETH_P_IP)
@@ -207,6 +204,44 @@ static __always_inline int parse(struct xdp_md *ctx, struct packet *packet, __u3
 	if (packet->ether_type == ETH_P_IPV6)
 		return parse_ipv6(ctx, packet) ? -1 : parse_l4(ctx, packet);
 	return 0;
+}
+
+/* Makes the verifier forget what it knows of a value, by means of one that it knows nothing of. */
+#define forget(value, unknown) \
+	do { \
+		__u64 forgotten = (value); \
+		asm volatile("%0 ^= %1\n%0 ^= %1" : "+r"(forgotten) : "r"(unknown)); \
+		(value) = forgotten; \
+	} while (0)
+
+/* Whether a packet can be parsed, and then what there is in it.
+ *
+ * There are some hundred ways through a parser, and the verifier would walk all that follows once for each of
+ * them; for it they all come to the same here. */
+static __always_inline int parse(struct xdp_md *ctx, struct packet *packet, __u32 length)
+{
+	__u64 unknown = length;
+	int parsed;
+
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->length = length;
+	parsed = !parse_all(ctx, packet);
+	forget(parsed, unknown);
+	forget(packet->ether_type, unknown);
+	forget(packet->vid, unknown);
+	forget(packet->port[0], unknown);
+	forget(packet->port[1], unknown);
+	forget(packet->tagged, unknown);
+	forget(packet->family, unknown);
+	forget(packet->protocol, unknown);
+	forget(packet->fragment, unknown);
+	forget(packet->has_ports, unknown);
+	forget(packet->has_flags, unknown);
+	forget(packet->has_icmp, unknown);
+	forget(packet->tcp_flags, unknown);
+	forget(packet->icmp_type, unknown);
+	forget(packet->hop_by_hop, unknown);
+	return parsed;
 }
 
 #endif

@@ -133,7 +133,7 @@ static __always_inline __u32 route(struct xdp_md *ctx, const struct xskd_setting
 	reason = unroutable_mac(ctx, settings);
 	if (reason != XSKD_ROUTED)
 		return reason;
-	if (parsed)
+	if (!parsed)
 		return XSKD_UNROUTABLE_MALFORMED;
 	reason = packet->family == 4 ? ask4(packet, &question) : ask6(packet, &question);
 	if (reason != XSKD_ROUTED)
