@@ -17,6 +17,7 @@ NEEDED = {  # capability: what fails without it
     "CAP_NET_ADMIN": "making the XSKMAP and attaching the program",
     "CAP_NET_RAW": "opening AF_XDP sockets",
     "CAP_BPF": "loading the program",
+    "CAP_PERFMON": "having it verified as it runs",
 }
 
 
@@ -44,9 +45,9 @@ def af_xdp(facts: Facts) -> Answer:
 
 
 def capabilities(facts: Facts) -> Answer:
-    """FAIL without CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF."""
+    """FAIL without CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON."""
     held = facts.machine.capabilities | (
-        {"CAP_BPF"} if "CAP_SYS_ADMIN" in facts.machine.capabilities else set()
+        {"CAP_BPF", "CAP_PERFMON"} if "CAP_SYS_ADMIN" in facts.machine.capabilities else set()
     )
     missing = [name for name in NEEDED if name not in held]
     if not missing:

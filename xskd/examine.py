@@ -39,6 +39,7 @@ CAPABILITIES = {
     13: "CAP_NET_RAW",
     14: "CAP_IPC_LOCK",
     21: "CAP_SYS_ADMIN",
+    38: "CAP_PERFMON",
     39: "CAP_BPF",
 }
 AF_XDP = 44  # linux/socket.h

@@ -138,7 +138,9 @@ class Program:
             if len(kept) == len(SHAPES):
                 program.replaced = _bring_up_to_date(interface, program._link, kept, path)
             else:
-                kept |= _begin_anew(interface, program._link, kept, queues, _fallback_of(descriptors), path)
+                kept |= _begin_anew(
+                    interface, program._link, kept, path, queues=queues, fallback=_fallback_of(descriptors)
+                )
                 program.replaced = True
         except BaseException:
             _close_all({*descriptors.values(), *kept.values()})
@@ -207,10 +209,10 @@ class Program:
         maps.write_settings(self._maps, changed)
 
     def configure(self, settings: Settings) -> None:
-        """Which path this is, and who its interfaces are; those of this network namespace that are gone are
-        left out. Where interfaces or kind are others than before, all lanes are closed first.
+        """Say which path this is and who its interfaces are, in this network namespace.
 
-        Raises XdpError.
+        One that is gone is left out. Where interfaces or kind are others than before, all lanes are closed:
+        `open_lanes` comes after this. Raises XdpError.
         """
         changed = maps.read_settings(self._maps["settings"])
         ports = list(settings.ports) + [0] * (lib.XSKD_MAX_PORTS - len(settings.ports))
@@ -245,7 +247,7 @@ class Program:
         """Swap in the rules of an image (struct xskd_rules; None: have none), whole, between two packets.
 
         Returns when no packet sees the old ones any more, with what those have counted since they were
-        installed, the default last; nothing if there were none. Raises XdpError: then they are still in force.
+        installed, the default last; nothing if there were none. Raises XdpError: then the old are in force.
         """
         old = self._sets.in_force()
         if image is not None:
@@ -255,7 +257,7 @@ class Program:
         return self._sets.counted(old)
 
     def rule_tallies(self) -> tuple[RuleTally, ...]:
-        """What the rules in force have counted, the default last; nothing if there are none. Raises XdpError."""
+        """What the rules in force have counted, the default last; nothing without any. Raises XdpError."""
         return self._sets.counted(self._sets.in_force())
 
     def verdicts(self) -> Verdicts:
@@ -273,7 +275,8 @@ class Program:
 
     def unparsed(self) -> int:
         """Packets that took the default because no rule could be asked about them. Raises XdpError."""
-        return self._counts()[lib.XSKD_UNPARSED][0]
+        packets, _ = self._counts()[int(lib.XSKD_UNPARSED)]
+        return packets
 
     def detach(self) -> None:
         """Take the program off its interface, whoever else has the link; `close` alone leaves that to them.
@@ -473,7 +476,7 @@ def _begin(made: dict[str, int], fallback: int) -> None:
 
 
 def _begin_anew(
-    interface: str, link: int, kept: Mapping[str, int], queues: int, fallback: int, path: Path
+    interface: str, link: int, kept: Mapping[str, int], path: Path, *, queues: int, fallback: int
 ) -> dict[str, int]:
     """Have the program at `path` behind the link, with the maps that are kept; the others, which are new."""
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 # The daemon's rights (no CAP_SYS_ADMIN, so nothing by id) for a root who may still read pytest's directory.
-FEW_RIGHTS = "-all,+net_admin,+bpf,+net_raw,+dac_override"
+FEW_RIGHTS = "-all,+net_admin,+bpf,+perfmon,+net_raw,+dac_override"
 SETPRIV = ("setpriv", f"--bounding-set={FEW_RIGHTS}", f"--inh-caps={FEW_RIGHTS}")
 # Attaches, hands its descriptors over, and waits to be killed.
 PREDECESSOR = """
@@ -63,12 +64,13 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if clang is None or shutil.which("gcc") is None:
         pytest.skip("needs clang and gcc: compiles a newer XDP program")
     made = tmp_path_factory.mktemp("newer")
-    source = (ROOT / "bpf" / "xdp_prog.bpf.c").read_text()
-    assert source.count("(*packets)++") == 1
-    (made / "xdp_prog.bpf.c").write_text(source.replace("(*packets)++", "*packets += 2"))
+    shutil.copytree(ROOT / "bpf", made, dirs_exist_ok=True)
+    source = (made / "maps.h").read_text()
+    assert source.count("tally->packets++") == 1
+    (made / "maps.h").write_text(source.replace("tally->packets++", "tally->packets += 2"))
     machine = subprocess.run(("gcc", "-print-multiarch"), capture_output=True, text=True, check=True).stdout
-    include = (f"-I{ROOT / 'bpf'}", f"-I/usr/include/{machine.strip()}")
-    flags = ("-O2", "-g", "-target", "bpf", "-mcpu=v3", *include)
+    include = (f"-I/usr/include/{machine.strip()}",)
+    flags = ("-O2", "-g", "-target", "bpf", "-mcpu=v2", *include)
     done = subprocess.run(
         (clang, *flags, "-c", "xdp_prog.bpf.c", "-o", "xdp_prog.o"),
         cwd=made,
@@ -122,7 +124,7 @@ def test_a_successor_goes_on_where_a_killed_process_was(wire: MakeWire, tmp_path
         door.listen()
         child = net.python("-c", PREDECESSOR, str(tmp_path / "door"), mode)
         with door.accept()[0] as link:
-            names, descriptors, _, _ = socket.recv_fds(link, 100, 4)
+            names, descriptors, _, _ = socket.recv_fds(link, 200, 16)
     child.send_signal(signal.SIGKILL)
     child.wait()
     before = attached(net)
@@ -131,7 +133,7 @@ def test_a_successor_goes_on_where_a_killed_process_was(wire: MakeWire, tmp_path
     program = adopt(net, dict(zip(names.decode().split(), descriptors, strict=True)), queues=2)
     assert (program.attach_mode, program.replaced, program.id) == (mode, False, before[0])
     assert attached(net) == before
-    assert program.verdicts() == Verdicts(0, 0, 3)  # it counts on, and "drop" is still the answer
+    assert program.verdicts() == Verdicts(no_socket_dropped=3)  # it counts on, and "drop" is still the answer
     xsk = net.open()
     program.insert(0, xsk)
     net.taps[0].send(net.frames(2))
@@ -162,8 +164,10 @@ def test_an_upgrade_under_traffic_loses_nothing(wire: MakeWire, newer: Path, mod
     with net.running(forwarder):
         thread.start()
         try:
-            for sent in range(0, 20_000, 100):
+            sent, deadline = 0, time.monotonic() + 60
+            while (sent < 20_000 or len(numbers) < 5) and time.monotonic() < deadline and not errors:
                 packets = net.frames(100, first=sent)
+                sent += len(packets)
                 assert net.taps[0].through(packets, net.taps[0]) == [net.swapped(each) for each in packets]
         finally:
             ended.set()
@@ -172,7 +176,7 @@ def test_an_upgrade_under_traffic_loses_nothing(wire: MakeWire, newer: Path, mod
     assert len(set(numbers)) == len(numbers) >= 5
     assert attached(net) == (numbers[-1], mode)
     verdicts = programs[-1].verdicts()
-    assert 20_000 < verdicts.redirected < 40_000  # each has met one of the two, and both were met
+    assert sent < verdicts.redirected < 2 * sent  # each has met one of the two, and both were met
     assert verdicts.no_socket_passed == verdicts.no_socket_dropped == 0
     assert net.eventually(lambda: not any(map(program_exists, numbers[:-1])))
 
@@ -188,7 +192,7 @@ def test_a_program_of_this_version_is_kept_and_a_newer_one_takes_its_place(
     assert other.replaced
     assert first.id == same.id == other.id == attached(net)[0]  # one link, whoever holds it
     net.taps[0].send(net.frames(2))
-    assert first.verdicts() == other.verdicts() == Verdicts(0, 0, 4)
+    assert first.verdicts() == other.verdicts() == Verdicts(no_socket_dropped=4)
     for program in (first, same):
         program.close()
         assert attached(net)[0] == other.id
@@ -207,15 +211,15 @@ def test_the_daemons_rights_are_enough_to_adopt_and_to_replace(wire: MakeWire, n
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("missing", "descriptors link, xsks, fallback, verdicts are needed, not link, xsks, fallback"),
+        ("missing", "descriptors link and xsks are needed, not link, settings"),
         ("other device", r"adopt\(eth1\): the link is that of interface \d+, not of \d+"),
         ("gone device", r"the link is that of an interface that is gone, not of \d+"),
         ("other namespace", r"program \d+ is not attached to it in this network namespace"),
         ("too many queues", r"map xsks has 1 entries, 2 are needed"),
         ("map as link", r"descriptor \d+ is no bpf_link of an XDP program"),
-        ("link as map", "descriptor verdicts is not that map of the program"),
+        ("link as map", "descriptor xsks is not that map of the program"),
         ("swapped", "descriptor xsks is not that map of the program"),
-        ("file", "descriptor fallback is not that map of the program"),
+        ("file", "descriptor xsks is not that map of the program"),
         ("closed", r"open: ENOENT .*: what descriptor \d+ is"),
         ("no object", r"open: ENOENT .*missing.o"),
     ],
@@ -228,22 +232,22 @@ def test_what_does_not_fit_is_refused_and_closed(wire: MakeWire, wrong: str, sai
     owned = dict(held)
     match wrong:
         case "missing":
-            del held["verdicts"]
-            os.close(owned.pop("verdicts"))
+            del held["xsks"]
+            os.close(owned.pop("xsks"))
         case "gone device":
             net.run(net.dut, "ip", "link", "del", "eth1")
         case "map as link":  # an XDP link and a per-CPU array have the same number among their kinds
             held["link"], held["verdicts"] = held["verdicts"], held["link"]
         case "link as map":
-            os.dup2(held["link"], held["verdicts"])
+            os.dup2(held["link"], held["xsks"])
         case "swapped":
-            held["xsks"], held["fallback"] = held["fallback"], held["xsks"]
+            held["xsks"], held["settings"] = held["settings"], held["xsks"]
         case "file":
             with open(os.devnull) as null:
-                os.dup2(null.fileno(), held["fallback"])
+                os.dup2(null.fileno(), held["xsks"])
         case "closed":
-            os.close(held["fallback"])
-            held["fallback"] = 10_000  # a number that nobody gets meanwhile
+            os.close(held["settings"])
+            held["settings"] = 10_000  # a number that nobody gets meanwhile
         case "no object":
             path = Path("/nowhere/missing.o")
     with entered(where), pytest.raises(XdpError, match=said):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from booted import QUEUES, Machine, booted
 
-CAPABILITIES = {"cap_net_admin", "cap_net_raw", "cap_bpf", "cap_ipc_lock"}
+CAPABILITIES = {"cap_net_admin", "cap_net_raw", "cap_bpf", "cap_perfmon", "cap_ipc_lock"}
 SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 METRICS = "127.0.0.1:9478"
 OUTSIDE = "192.0.2.1"  # an address of the machine that is not the loopback's
