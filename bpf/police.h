@@ -9,6 +9,8 @@
 #ifndef XSKD_POLICE_H
 #define XSKD_POLICE_H
 
+#define XSKD_LONGEST_PAUSE (1ULL << 45) /* ns; ten hours */
+
 static __always_inline __s64 least(__s64 a, __s64 b)
 {
 	return a < b ? a : b;
@@ -20,7 +22,7 @@ static __always_inline int within(const struct xskd_rules *rules, __u32 limit, _
 	const struct xskd_limit *allowed = &rules->limits[limit & (XSKD_MAX_LIMITS - 1)];
 	__u32 key = queue * XSKD_MAX_LIMITS + (limit & (XSKD_MAX_LIMITS - 1));
 	struct xskd_bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
-	__s64 depth = allowed->depth, saved = depth, packets, bytes;
+	__s64 depth = allowed->depth, saved, packets, bytes;
 	__s64 packet_cost = allowed->packet_cost, byte_cost = allowed->byte_cost * length;
 	__u64 now, elapsed;
 	int enough;
@@ -29,8 +31,8 @@ static __always_inline int within(const struct xskd_rules *rules, __u32 limit, _
 		return 1;
 	now = bpf_ktime_get_ns();
 	elapsed = now - bucket->since_ns;
-	if (elapsed < (__u64)depth >> 16)
-		saved = elapsed << 16;
+	/* Not cut to the depth: a bucket in debt can use more. A longer pause would not fit. */
+	saved = (elapsed < XSKD_LONGEST_PAUSE ? elapsed : XSKD_LONGEST_PAUSE) << 16;
 	packets = least(bucket->packets + saved, depth);
 	bytes = least(bucket->bytes + saved, depth);
 	enough = packets >= least(packet_cost, depth) && bytes >= least(byte_cost, depth);

@@ -205,9 +205,9 @@ class Sets:
             return None
         if result < 0:
             raise libbpf_error("BPF_MAP_LOOKUP_ELEM(rules)", -result)
-        sets = read_settings(self._maps["settings"]).sets
+        settings = read_settings(self._maps["settings"])
         for half in (0, 1):
-            if sets[half].map == found[0]:
+            if settings.sets[half].map == found[0]:
                 return half
         raise libbpf_error("rules", None, detail=f"map {found[0]} is in force, which nobody has written down")
 
@@ -215,11 +215,14 @@ class Sets:
         """What the set of a half has counted, the default last; nothing without one. Raises XdpError."""
         if half is None:
             return ()
-        count = read_settings(self._maps["settings"]).sets[half].count + 1
-        first = half * lib.XSKD_TALLIES
+        settings = read_settings(self._maps["settings"])
+        begin, count = half * lib.XSKD_TALLIES, settings.sets[half].count
+        places = [(begin, count)] if count else []
+        places.append((begin + lib.XSKD_DEFAULT, 1))
         return tuple(
             RuleTally(*each)
-            for each in tallies(self._maps["rule_tallies"], "struct xskd_rule_tally", first, count)
+            for first, number in places
+            for each in tallies(self._maps["rule_tallies"], "struct xskd_rule_tally", first, number)
         )
 
     def remove(self) -> None:
