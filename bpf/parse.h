@@ -9,8 +9,7 @@
  * UDP-Lite, ICMP and ICMPv6 of less than 8. An IPv6 fragment header with neither offset nor more to come is
  * of a whole packet.
  *
- * Whatever lies at a variable place is copied out by a helper: without CAP_PERFMON, which the daemon does not
- * have, the kernel lets no program add a variable to a packet's address.
+ * Whatever lies at a variable place is copied out by a helper, wherever in the packet's buffers it is.
  */
 #ifndef XSKD_PARSE_H
 #define XSKD_PARSE_H

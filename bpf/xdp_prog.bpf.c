@@ -7,7 +7,8 @@
  * the slot of `rules`, everything else by `settings`. Without rules no packet is parsed. The rest of the way is
  * csrc/forward.c.
  *
- * It must load with the rights of the daemon, on Linux 6.1: bounded loops, and every variable index masked.
+ * It must load with the daemon's rights (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON) and be written for the verifier of
+ * Linux 6.1: bounded loops, every variable index masked, no helper that is newer.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
@@ -25,8 +26,7 @@ _Static_assert(XSKD_COUNTS == XSKD_UNPARSED + 1, "the last");
 _Static_assert(XSKD_RULE_WORDS * 64 == XSKD_MAX_RULES && XSKD_TALLIES == XSKD_MAX_RULES + 1, "one bit a rule");
 _Static_assert(XSKD_DEFAULT == XSKD_MAX_RULES, "behind the rules");
 
-/* A longer packet may lie in several buffers. Nothing tells which does: only its length as a whole is known, and
- * packet addresses must not be subtracted. */
+/* A longer packet is taken to lie in several buffers: a lane that cannot have those leaves it to the XSK. */
 #define XSKD_ONE_BUFFER 1522
 
 /* Read by the loader before anything runs; in a section of its own so that it finds it by name. */
@@ -49,7 +49,6 @@ static __always_inline __u32 judge(struct xdp_md *ctx, const struct xskd_rules *
 	struct xskd_rule_tally *tally = bpf_map_lookup_elem(&rule_tallies, &place);
 	struct xskd_rule rule;
 
-	/* Without CAP_PERFMON an index must not be a constant on one way and a variable on another. */
 	forget(number, length);
 	if (number > XSKD_DEFAULT)
 		return XSKD_PASS;       /* never; for the verifier */

@@ -1,4 +1,4 @@
-"""What becomes of a packet once its rule is known: limits, lanes, routes, and rules that are swapped under way.
+"""What becomes of a packet once its rule is known: limits, lanes, routes, and rules that are swapped.
 
 Images are made by hand here, so that nothing but the program is judged; tests/kernel/test_rules_program.py
 holds it against the compiler and the model.
@@ -37,7 +37,7 @@ ANSWERS = {
 def rules(
     default: str, *, limit: Any = None, path_limit: Any = None, vlan: dict[int, str] | None = None
 ) -> bytes:
-    """An image: one rule for each VID in `vlan`, then the default, with limits (packet_cost, byte_cost, depth)."""
+    """Make an image: one rule for each VID in `vlan`, then the default, with limits of xskd_limit."""
     image = ffi.new("struct xskd_rules *")
     image.rules[lib.XSKD_DEFAULT].answer = ANSWERS[default]
     if path_limit:
@@ -66,7 +66,7 @@ def checksum(header: bytes) -> int:
     total = sum(struct.unpack(f"!{len(header) // 2}H", header))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
-    return total ^ 0xFFFF
+    return int(total ^ 0xFFFF)
 
 
 def ipv4(
@@ -260,7 +260,8 @@ def test_maps_of_an_older_version_are_made_anew_around_the_sockets(wire: MakeWir
 def test_what_is_saved_up_may_come_at_once_and_no_more(wire: MakeWire, whose: str) -> None:
     program = wire(links=1).load()
     cost = rate(packets=1, depth_ms=5000)  # five packets, and one more a second
-    program.install(rules("redirect", **{"limit" if whose == "rule" else "path_limit": cost}))
+    rule = whose == "rule"
+    program.install(rules("redirect", limit=cost if rule else None, path_limit=None if rule else cost))
     answers = [run(program, bytes(60)).action for _ in range(9)]
     assert answers[:5] == ["pass"] * 5 and answers[-3:] == ["drop"] * 3
     verdicts, limited = program.verdicts(), answers.count("drop")
@@ -336,7 +337,7 @@ def test_a_packet_that_may_lie_in_several_buffers_needs_a_lane_for_those(wire: M
 
 @pytest.fixture
 def router(wire: MakeWire) -> Iterator[tuple[Wire, Program]]:
-    """Two subnets and what lies behind them; everything has a neighbour but 10.2.0.9."""
+    """Make two subnets and what lies behind them; everything has a neighbour but 10.2.0.9."""
     net = wire()
     program = net.attach("eth1")
     net.attach("eth2")
@@ -345,10 +346,12 @@ def router(wire: MakeWire) -> Iterator[tuple[Wire, Program]]:
     for command in (
         "addr add 10.1.0.1/24 dev eth1", "addr add 10.2.0.1/24 dev eth2",
         "addr add fd01::1/64 dev eth1 nodad", "addr add fd02::1/64 dev eth2 nodad",
-        "neigh add 10.2.0.2 lladdr 02:00:00:00:00:02 dev eth2", "neigh add fd02::2 lladdr 02:00:00:00:00:02 dev eth2",
+        "neigh add 10.2.0.2 lladdr 02:00:00:00:00:02 dev eth2",
+        "neigh add fd02::2 lladdr 02:00:00:00:00:02 dev eth2",
         "neigh add 10.1.0.2 lladdr 02:00:00:00:00:01 dev eth1",
         "route add 10.3.0.0/24 via 10.2.0.2", "route add fd03::/64 via fd02::2",
-        "route add blackhole 10.4.0.0/24", "route add unreachable 10.5.0.0/24", "route add prohibit 10.6.0.0/24",
+        "route add blackhole 10.4.0.0/24", "route add unreachable 10.5.0.0/24",
+        "route add prohibit 10.6.0.0/24",
         "route add 10.7.0.0/24 dev lo", "route add 10.8.0.0/24 via 10.2.0.2 mtu lock 600",
     ):  # fmt: skip
         net.run(net.dut, *ip, *command.split())
