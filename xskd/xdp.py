@@ -10,18 +10,17 @@ See bpf/xdp_prog.bpf.c for what it does to a packet, and xskd/maps.py for what i
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from xskd import hook, maps
+from xskd import hook, loading, maps
 from xskd._libbpf import ffi, lib
 from xskd.errors import XdpError
 from xskd.hook import AttachMode, cleanup, libbpf_error, program_of
+from xskd.loading import ABI_VERSION
 from xskd.maps import (
     ANSWERS,
     FALLBACKS,
@@ -62,7 +61,6 @@ __all__ = [
 Attach = Literal["auto", "native", "generic"]
 
 OBJECT = Path(__file__).with_name("xdp_prog.o")
-ABI_VERSION: int = lib.XSKD_PROG_ABI
 TAKEN = frozenset({errno.EBUSY, errno.EEXIST})
 # A driver that cannot take the program natively answers with one of many errnos (no support, MTU, queues,
 # memory for its rings); only these say that generic mode would not help either.
@@ -104,11 +102,11 @@ class Program:
 
     def __init__(self, queues: int, *, fallback: Fallback = "pass", path: Path = OBJECT) -> None:
         self.queues = queues
-        self._object = _load(path, lambda opened: _size(opened, queues))
-        self._maps = {name: int(lib.bpf_map__fd(_map_of(self._object, name))) for name in SHAPES}
+        self._object = loading.load(path, lambda opened: loading.size(opened, queues))
+        self._maps = {name: int(lib.bpf_map__fd(loading.map_of(self._object, name))) for name in SHAPES}
         self._sets = Sets(self._maps, queues)
         try:
-            _begin(self._maps, FALLBACKS[fallback])
+            loading.begin(self._maps, FALLBACKS[fallback])
         except XdpError:
             self.close()
             raise
@@ -127,25 +125,30 @@ class Program:
         """
         kept: dict[str, int] = {}
         try:
-            _check_adoptable(interface, ifindex, queues, descriptors)
+            loading.check_adoptable(interface, ifindex, queues, descriptors)
             program = cls.__new__(cls)
             program.queues, program._link = queues, descriptors["link"]
             program.attach_mode = hook.mode_of(ifindex, program.id)
             if program.attach_mode is None:
                 detail = f"program {program.id} is not attached to it in this network namespace"
                 raise libbpf_error("adopt", None, interface, detail)
-            kept = _of_this_version(descriptors, queues)
+            kept = loading.of_this_version(descriptors, queues)
             if len(kept) == len(SHAPES):
-                program.replaced = _bring_up_to_date(interface, program._link, kept, path)
+                program.replaced = loading.bring_up_to_date(interface, program._link, kept, path)
             else:
-                kept |= _begin_anew(
-                    interface, program._link, kept, path, queues=queues, fallback=_fallback_of(descriptors)
+                kept |= loading.begin_anew(
+                    interface,
+                    program._link,
+                    kept,
+                    path,
+                    queues=queues,
+                    fallback=loading.fallback_of(descriptors),
                 )
                 program.replaced = True
         except BaseException:
-            _close_all({*descriptors.values(), *kept.values()})
+            loading.close_all({*descriptors.values(), *kept.values()})
             raise
-        _close_all(set(descriptors.values()) - {program._link, *kept.values()})
+        loading.close_all(set(descriptors.values()) - {program._link, *kept.values()})
         program._maps, program._sets = kept, Sets(kept, queues)
         return program
 
@@ -169,7 +172,7 @@ class Program:
 
         veth runs none on queues that it got after attaching. Raises XdpError.
         """
-        _bring_up_to_date(interface, self._attached_by(), self._maps, path, same=True)
+        loading.bring_up_to_date(interface, self._attached_by(), self._maps, path, same=True)
 
     @property
     def id(self) -> int:
@@ -294,7 +297,7 @@ class Program:
             lib.bpf_object__close(self._object)
             self._object = ffi.NULL
         else:
-            _close_all(self._maps.values())
+            loading.close_all(self._maps.values())
         self._maps.update(dict.fromkeys(SHAPES, -1))
 
     def __enter__(self) -> Program:
@@ -309,10 +312,10 @@ class Program:
         return self._link
 
     def _try_attach(self, interface: str, ifindex: int, flags: int, final: bool) -> bool:
-        result = lib.xskd_link_create(_program_of(self._object), ifindex, flags)
+        result = lib.xskd_link_create(loading.program_in(self._object), ifindex, flags)
         if -result in TAKEN and (number := hook.make_room(interface, ifindex, "BPF_LINK_CREATE")):
             self.took_over = number
-            result = lib.xskd_link_create(_program_of(self._object), ifindex, flags)
+            result = lib.xskd_link_create(loading.program_in(self._object), ifindex, flags)
         if result >= 0:
             self._link = result
             return True
@@ -355,7 +358,7 @@ def test_run(
     room, result = len(packet) + 256, ffi.new("struct xskd_test *")
     out = ffi.new("unsigned char[]", room)
     answer = lib.xskd_test_run(
-        _program_of(program._object), packet, len(packet), ifindex, queue, repeat, out, room, result
+        loading.program_in(program._object), packet, len(packet), ifindex, queue, repeat, out, room, result
     )
     if answer < 0:
         raise libbpf_error("BPF_PROG_TEST_RUN", -answer)
@@ -375,160 +378,3 @@ def detach_link(link: int) -> None:
     result = lib.bpf_link_detach(link)
     if result < 0 and -result != errno.ENOLINK:
         raise libbpf_error("BPF_LINK_DETACH", -result)
-
-
-def _load(path: Path, prepare: Callable[[Any], None]) -> Any:
-    """The object at `path` in the kernel, attached nowhere; `prepare` sees to its maps before."""
-    opened = _open_object(path)
-    try:
-        _check_abi(opened, path)
-        prepare(opened)
-        if (result := lib.bpf_object__load(opened)) < 0:
-            raise libbpf_error("BPF_PROG_LOAD", -result)
-    except XdpError:
-        lib.bpf_object__close(opened)
-        raise
-    return opened
-
-
-def _open_object(path: Path) -> Any:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise libbpf_error("open", error.errno, detail=str(path)) from error
-    opened = lib.bpf_object__open_mem(content, len(content), ffi.NULL)
-    if not opened:
-        raise libbpf_error("bpf_object__open", ffi.errno, detail=f"{path} is no BPF object")
-    return opened
-
-
-def _check_abi(opened: Any, path: Path) -> None:
-    """Raise unless the object says that it is of the version this module was written for."""
-    found = lib.bpf_object__find_map_by_name(opened, b".rodata.abi")
-    size = ffi.new("size_t *")
-    value = lib.bpf_map__initial_value(found, size) if found else ffi.NULL
-    version = ffi.cast("uint32_t *", value)[0] if value and size[0] == ffi.sizeof("uint32_t") else None
-    if version != ABI_VERSION:
-        detail = f"{path} has ABI version {version}, this xskd needs {ABI_VERSION}; install both together"
-        raise libbpf_error("bpf_object", None, detail=detail)
-
-
-def _map_of(loaded: Any, name: str) -> Any:
-    found = lib.bpf_object__find_map_by_name(loaded, name.encode())
-    if not found:
-        raise libbpf_error("bpf_object", None, detail=f"no map {name} in it")
-    return found
-
-
-def _program_of(loaded: Any) -> int:
-    found = lib.bpf_object__find_program_by_name(loaded, hook.PROGRAM.encode())
-    return int(lib.bpf_program__fd(found))
-
-
-def _check_adoptable(interface: str, ifindex: int, queues: int, descriptors: Mapping[str, int]) -> None:
-    """Raise unless these are a link on this interface and an XSKMAP that fits it."""
-    if not {"link", "xsks"} <= set(descriptors):
-        detail = f"the descriptors link and xsks are needed, not {', '.join(descriptors) or 'none'}"
-        raise libbpf_error("adopt", None, interface, detail)
-    if (found := program_of(descriptors["link"])[1]) != ifindex:
-        where = f"interface {found}" if found else "an interface that is gone"
-        raise libbpf_error("adopt", None, interface, f"the link is that of {where}, not of {ifindex}")
-    if wrong := maps.fits(descriptors["xsks"], "xsks", queues):
-        raise libbpf_error("adopt", None, interface, wrong)
-
-
-def _of_this_version(descriptors: Mapping[str, int], queues: int) -> dict[str, int]:
-    """The maps among them that this version's program can go on with."""
-    fitting = {
-        name: descriptors[name]
-        for name in SHAPES
-        if name in descriptors and maps.fits(descriptors[name], name, queues) is None
-    }
-    if "settings" in fitting and maps.read_settings(fitting["settings"]).abi == ABI_VERSION:
-        return fitting
-    return {"xsks": fitting["xsks"]}
-
-
-def _fallback_of(descriptors: Mapping[str, int]) -> int:
-    """The fallback that was there: in `settings`, or up to ABI version 1 in a map of its own."""
-    with suppress(XdpError):
-        if "settings" in descriptors and maps.fits(descriptors["settings"], "settings", 1) is None:
-            return int(maps.read_settings(descriptors["settings"]).fallback)
-    found = ffi.new("uint32_t *", lib.XDP_PASS)
-    if "fallback" in descriptors and hook.described(descriptors["fallback"]).get("value_size") == "4":
-        lib.bpf_map_lookup_elem(descriptors["fallback"], ffi.new("uint32_t *", 0), found)
-    return int(found[0])
-
-
-def _size(opened: Any, queues: int) -> None:
-    """Say how many entries the maps have that depend on the number of queues."""
-    for name, shape in SHAPES.items():
-        if shape.by_queue:
-            lib.bpf_map__set_max_entries(_map_of(opened, name), shape.entries * queues)
-
-
-def _begin(made: dict[str, int], fallback: int) -> None:
-    """Write the settings of a program that nobody has told anything yet. Raises XdpError."""
-    first = ffi.new("struct xskd_settings *")
-    first.abi, first.fallback = ABI_VERSION, fallback
-    first.kind, first.answer = KINDS["connect"], ANSWERS["redirect"]
-    maps.write_settings(made, first)
-
-
-def _begin_anew(
-    interface: str, link: int, kept: Mapping[str, int], path: Path, *, queues: int, fallback: int
-) -> dict[str, int]:
-    """Have the program at `path` behind the link, with the maps that are kept; the others, which are new."""
-
-    def prepare(opened: Any) -> None:
-        _size(opened, queues)
-        _reuse(opened, kept, interface)
-
-    made: dict[str, int] = {}
-    loaded = _load(path, prepare)
-    try:
-        for name in SHAPES.keys() - kept.keys():
-            made[name] = fcntl.fcntl(lib.bpf_map__fd(_map_of(loaded, name)), fcntl.F_DUPFD_CLOEXEC, 0)
-        if "settings" in made:
-            _begin(made, fallback)
-        if (result := lib.xskd_link_update(link, _program_of(loaded))) < 0:
-            raise libbpf_error("BPF_LINK_UPDATE", -result, interface)
-    except BaseException:
-        _close_all(made.values())
-        raise
-    finally:
-        lib.bpf_object__close(loaded)
-    return made
-
-
-def _reuse(opened: Any, kept: Mapping[str, int], interface: str) -> None:
-    for name, descriptor in kept.items():
-        if (result := lib.bpf_map__reuse_fd(_map_of(opened, name), descriptor)) < 0:
-            raise libbpf_error("bpf_map__reuse_fd", -result, interface, f"map {name}")
-
-
-def _bring_up_to_date(
-    interface: str, link: int, kept: Mapping[str, int], path: Path, *, same: bool = False
-) -> bool:
-    """Have the program at `path` behind the link, with these maps; False if it is there already.
-
-    With `same` a new copy takes its place also then: the kernel tells the driver of nothing less.
-    """
-    loaded = _load(path, lambda opened: _reuse(opened, kept, interface))
-    try:
-        program, info = _program_of(loaded), ffi.new("struct xskd_program_info *")
-        if (result := lib.xskd_program_info_of(program, info)) < 0:
-            raise libbpf_error("BPF_OBJ_GET_INFO_BY_FD", -result, interface)
-        if not same and hook.described(link)["prog_tag"] == bytes(info.tag).hex():
-            return False
-        if (result := lib.xskd_link_update(link, program)) < 0:
-            raise libbpf_error("BPF_LINK_UPDATE", -result, interface)
-        return True
-    finally:
-        lib.bpf_object__close(loaded)
-
-
-def _close_all(descriptors: Any) -> None:
-    for descriptor in set(descriptors):
-        with suppress(OSError):
-            os.close(descriptor)

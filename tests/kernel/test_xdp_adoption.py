@@ -21,7 +21,7 @@ from test_xdp_program import attached, program_exists
 from xskd._libbpf import lib
 
 from lab import entered
-from xskd import xdp
+from xskd import loading
 from xskd.errors import XdpError
 from xskd.xdp import OBJECT, Attach, Program, Verdicts, cleanup, program_of
 
@@ -345,7 +345,7 @@ def test_only_the_program_that_was_looked_at_is_detached(wire: MakeWire, foreign
     net = wire(links=1)
     net.link(net.dut, "eth1", "xdpdrv", "obj", str(foreign_program), "sec", "xdp")
     before = attached(net)
-    expected = xdp._program_of(net.load()._object)
+    expected = loading.program_in(net.load()._object)
     for program in (expected, 0):  # libbpf takes a descriptor 0 for "whichever"
         with entered(net.dut):
             assert lib.xskd_detach(ifindex(net), lib.XDP_FLAGS_DRV_MODE, program) == -errno.EEXIST
