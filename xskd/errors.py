@@ -82,6 +82,10 @@ class XdpError(XskdError):
         super().__init__(_failed_call(call, interface or "", errno, detail))
 
 
+class RulesError(XskdError):
+    """Rules that do not fit the tables of the BPF program; says which of them, and what to write instead."""
+
+
 def errno_name(errno: int) -> str:
     """`EBUSY (Device or resource busy)`: the kernel's name of it, and what it means."""
     name = KERNEL_NAMES.get(errno) or errno_names.errorcode.get(errno, str(errno))
