@@ -1,14 +1,14 @@
 """Compiles the rules of an interface into the tables that the BPF program looks them up in.
 
-1,024 rules are not asked one after the other. Each dimension of a packet (VLAN, source, destination port, ...)
-has a table in which its value stands for a class: the set of rules that this one value allows, a bit for each
-rule. The program takes the class of each dimension, joins them by AND, and the lowest bit left is the first rule
-that matches. So a lookup costs the same for one port in a rule and for hundreds of ranges, and a few more steps
-of a binary search for thousands of prefixes than for one.
+1,024 rules are not asked one after the other. Each dimension of a packet (VLAN, source, destination port and
+so on) has a table in which its value stands for a class: the set of rules that this one value allows, a bit
+for each rule. The program takes the class of each dimension, joins them by AND, and the lowest bit left is
+the first rule that matches. So a lookup costs the same for one port in a rule and for hundreds of ranges, and
+a few more steps of a binary search for thousands of prefixes than for one.
 
-How the sets are found: along one dimension they change only where some rule's range begins or ends. A sweep over
-these boundaries toggles a rule's bit at each, and every stretch between two is of one class. Equal sets are one
-class, whichever dimensions they come from.
+How the sets are found: along one dimension they change only where some rule's range begins or ends. A sweep
+over these boundaries toggles a rule's bit at each, and every stretch between two is of one class. Equal sets
+are one class, whichever dimensions they come from.
 
 This must never depend on a packet, the kernel or the map that the image goes into (xdp.py sets where its
 counters begin); it lays out bytes, at the offsets that bpf/xdp_prog.h gives them.
@@ -23,9 +23,8 @@ from typing import Any
 
 from xskd._libbpf import ffi, lib
 from xskd.errors import RulesError
-from xskd.rules import MAX_RULES, Limit, Ranges, Rule, RuleSet
+from xskd.rules import MAX_RULES, Limit, Ranges, Rule, RuleSet, merged
 
-LARGEST_PACKET = 9022  # bytes: an MTU of 9,000, the Ethernet header and two VLAN tags
 BURST = 64  # packets that a driver, or a sender, hands over at once
 
 _SECOND = 1_000_000_000 << 16  # in the units of struct xskd_limit
@@ -42,17 +41,17 @@ _BITS = {4: 32, 6: 128}  # of an address
 Spans = list[tuple[int, int]]  # (where it starts, its class), ascending, the first at 0
 
 
-def compile_rules(rules: RuleSet, *, queues: int, largest: int = LARGEST_PACKET) -> bytes:
+def compile_rules(rules: RuleSet, *, queues: int) -> bytes:
     """An image of struct xskd_rules (bpf/xdp_prog.h), to be put into the map of the BPF program.
 
-    `queues` is how many queues share each limit, `largest` the bytes of the largest packet that a limit must
-    not hold up for ever. RulesError where the rules need more classes, prefixes or limits than there is room for.
+    `queues` is how many queues share each limit. RulesError where the rules need more classes, prefixes or
+    limits than there is room for.
     """
     if len(rules.rules) > MAX_RULES:
         raise RulesError(f"{len(rules.rules)} rules are too many; an interface has at most {MAX_RULES}")
     image = _Image(rules.rules)
     image.answers(rules)
-    image.limits(rules, queues, largest)
+    image.limits(rules, queues)
     asked = rules.rules
     image.ranges(lib.XSKD_DIMENSION_VLAN, "vlan", [rule.vlan for rule in asked])
     image.ranges(lib.XSKD_DIMENSION_ETHER_TYPE, "ether_type", [rule.ether_type for rule in asked])
@@ -84,18 +83,18 @@ class _Image:
             self._image.rules[index].answer = _ANSWERS[rule.verdict]
         self._image.rules[lib.XSKD_DEFAULT].answer = _ANSWERS[rules.default]
 
-    def limits(self, rules: RuleSet, queues: int, largest: int) -> None:
+    def limits(self, rules: RuleSet, queues: int) -> None:
         """The path's limit as number 0, those of rules behind it."""
         if rules.limit:
             self._image.limited = 1
-            _fill(self._image.limits[0], rules.limit, queues, largest)
+            _fill(self._image.limits[0], rules.limit, queues)
         limited = [(index, rule.limit) for index, rule in enumerate(rules.rules) if rule.limit]
         if len(limited) >= lib.XSKD_MAX_LIMITS:
             most = lib.XSKD_MAX_LIMITS - 1
             raise RulesError(f"{len(limited)} rules have a limit; at most {most} of an interface can")
         for number, (index, limit) in enumerate(limited, 1):
             self._image.rules[index].limit = number
-            _fill(self._image.limits[number], limit, queues, largest)
+            _fill(self._image.limits[number], limit, queues)
 
     def ranges(self, dimension: int, table: str, asked: Sequence[Ranges], row: int | None = None) -> None:
         """The table of a dimension whose values are few enough for an entry each."""
@@ -132,9 +131,13 @@ class _Image:
 
     def done(self) -> bytes:
         """The finished image."""
+        if self._rules and not self._image.dimensions:
+            # A rule that takes everything is looked up all the same, by a dimension that forbids nothing.
+            self._image.dimensions = 1 << lib.XSKD_DIMENSION_VLAN
         if len(self._classes) > lib.XSKD_MAX_CLASSES:
+            room = lib.XSKD_MAX_CLASSES
             raise RulesError(
-                f"the rules overlap in {len(self._classes)} ways, and there is room for {lib.XSKD_MAX_CLASSES}; "
+                f"the rules overlap in {len(self._classes)} ways, and there is room for {room}; "
                 "join rules that say the same, or write fewer overlapping prefixes and ranges"
             )
         size = ffi.sizeof("struct xskd_class")
@@ -196,17 +199,6 @@ class _Image:
         ffi.memmove(target, starts.tobytes(), ffi.sizeof(target))
 
 
-def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same values as ranges in order that neither overlap nor touch."""
-    joined: list[tuple[int, int]] = []
-    for low, high in sorted(ranges):
-        if joined and low <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
-        else:
-            joined.append((low, high))
-    return joined
-
-
 def _flag_values(rule: Rule) -> Ranges:
     """Each value of the flags byte that a rule allows."""
     texts = rule.tcp_flags
@@ -225,13 +217,14 @@ def _packed(bitmap: int) -> bytes:
     return summary.to_bytes(8, "little") + words.tobytes()
 
 
-def _fill(target: Any, limit: Limit, queues: int, largest: int) -> None:
+def _fill(target: Any, limit: Limit, queues: int) -> None:
     """One queue's share of a limit, as a struct xskd_limit.
 
-    Rates are kept as what a packet and a byte cost, in time: 2^-16 ns are fine enough for 0.1 % at 500 Gbit/s.
-    Saved up can be `burst`, but never less than lets pass what must: on each queue one packet of the largest
-    size, and on all of them together a burst of 64 packets. If it were less, what comes in such bursts would
-    find the bucket full and its overflow wasted while the rate is not reached.
+    Rates are kept as what a packet and a byte cost, in time: 2^-16 ns are fine enough for 0.1 % at 1 Tbit/s.
+    Saved up can be `burst`, but of packets never less than a driver or a sender hands over at once, divided
+    among the queues, and one: if it were less, what comes in such bursts would find the bucket full and its
+    overflow wasted while the rate is not reached. A packet that costs more than can be saved up needs a full
+    bucket and leaves it in debt (bpf/xdp_prog.bpf.c), so that the largest passes at the lowest rate.
     """
     depth = limit.burst * _SECOND // 1000
     if limit.packets_per_second:
@@ -240,5 +233,4 @@ def _fill(target: Any, limit: Limit, queues: int, largest: int) -> None:
     if limit.bits_per_second:
         cost = max(1, round(8 * _SECOND * queues / limit.bits_per_second))
         target.byte_cost = min(cost, _MAX_COST)
-        depth = max(depth, target.byte_cost * largest)
     target.depth = depth

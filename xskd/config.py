@@ -30,9 +30,27 @@ from pydantic_core import ErrorDetails
 
 from xskd import yamltext
 from xskd.errors import ConfigError, Problem
+from xskd.matches import (
+    BitRate,
+    Burst,
+    EtherTypes,
+    Flags,
+    Fragments,
+    IcmpTypes,
+    PacketRate,
+    Ports,
+    Prefixes,
+    Protocols,
+    RuleName,
+    Vlans,
+    contradictions,
+    rule_errors,
+)
+from xskd.rules import DEFAULT_BURST, MATCH_FIELDS, MAX_RULES, REFLECT_RULES, Answer, Limit, Rule, RuleSet
 from xskd.values import (
     Cpus,
     Entries,
+    Express,
     Frames,
     Group,
     InterfaceName,
@@ -87,6 +105,92 @@ class RingDepths(_Section):
         return completion
 
 
+class LimitConfig(_Section):
+    """At most so much a second; what is over it is dropped. One of the two rates, or both."""
+
+    packets_per_second: PacketRate | None = Field(default=None, description="Packets a second, at most.")
+    bits_per_second: BitRate | None = Field(
+        default=None, description="Bits of whole frames (without FCS) a second, at most."
+    )
+    burst: Burst = Field(
+        default=DEFAULT_BURST,
+        description="How much may come at once: so many milliseconds' worth of the rate.",
+    )
+
+    @model_validator(mode="after")
+    def _says_a_rate(self) -> LimitConfig:
+        if self.packets_per_second is None and self.bits_per_second is None:
+            raise wrong("needs packets_per_second or bits_per_second")
+        return self
+
+    @property
+    def plain(self) -> Limit:
+        """The same as a value that travels."""
+        return Limit(self.packets_per_second, self.bits_per_second, self.burst)
+
+
+class RuleConfig(_Section):
+    """Which packets, and what becomes of them; what is not asked about may be anything.
+
+    A key of the match left empty is an error, where other empty keys mean their default: it might be meant to
+    ask for less than everything.
+    """
+
+    name: RuleName | None = Field(
+        default=None, description="Label of its counters; its position, from 1, unless given."
+    )
+    vlan: Vlans = Field(
+        default_factory=lambda: ((), False),
+        description="VLAN of the outermost tag, like 5 or [5, 10-19], or none: no tag.",
+    )
+    ether_type: EtherTypes = Field(
+        default_factory=tuple, description="EtherType behind up to two VLAN tags, like arp or 0x88cc."
+    )
+    source: Prefixes = Field(
+        default_factory=tuple, description="Source addresses: prefixes, IPv4 or IPv6, like 10.0.0.0/8."
+    )
+    destination: Prefixes = Field(default_factory=tuple, description="Destination addresses: prefixes.")
+    protocol: Protocols = Field(
+        default_factory=tuple, description="Protocol behind IPv6 extension headers, like udp or 47."
+    )
+    source_port: Ports = Field(
+        default_factory=tuple,
+        description="Source ports of TCP, UDP, SCTP, DCCP and UDP-Lite: like 53, ntp, 8000-8100.",
+    )
+    destination_port: Ports = Field(default_factory=tuple, description="Destination ports, as source_port.")
+    tcp_flags: Flags = Field(
+        default_factory=tuple,
+        description="TCP flags that must be set, or clear: like syn !ack; of a list, any text.",
+    )
+    icmp_type: IcmpTypes = Field(
+        default_factory=tuple, description="ICMP types, like echo-request or 3; protocol says icmp or icmpv6."
+    )
+    fragment: Fragments = Field(
+        default_factory=tuple, description="true: any fragment; false: whole packets; or first, later."
+    )
+    verdict: Answer = Field(
+        description="What becomes of them: redirect (to user space), express (straight out), pass, drop."
+    )
+    limit: LimitConfig | None = Field(
+        default=None, description="The most of them that may come, where they are not passed or dropped."
+    )
+
+    @model_validator(mode="after")
+    def _can_match(self) -> RuleConfig:
+        if self.limit and self.verdict in ("pass", "drop"):
+            raise wrong(f"says nothing where the verdict is {self.verdict}; remove it", "limit")
+        for key, message in contradictions(self.plain("")):
+            raise wrong(message, key)
+        return self
+
+    def plain(self, name: str) -> Rule:
+        """The same as a value that travels, called `name`."""
+        match = {key: getattr(self, key) for key in MATCH_FIELDS if key != "vlan"}
+        vlans, untagged = self.vlan
+        limit = self.limit.plain if self.limit else None
+        return Rule(name, self.verdict, vlan=vlans, untagged=untagged, limit=limit, **match)
+
+
 class Interface(_Section):
     """One network interface: which queues, and how its sockets and its BPF program are set up."""
 
@@ -106,6 +210,14 @@ class Interface(_Section):
     )
     rings: RingDepths = Field(
         default_factory=RingDepths, description="Depths of the four rings of each socket."
+    )
+    default: Answer = Field(
+        default="redirect", description="What becomes of packets that match no rule: as a rule's verdict."
+    )
+    rules: list[RuleConfig] | None = Field(
+        default=None,
+        max_length=MAX_RULES,
+        description="Rules, the first that matches wins; null: what the kind of the path has built in.",
     )
 
 
@@ -127,6 +239,13 @@ class PathConfig(_Section):
     )
     cpus: Cpus = Field(
         default="auto", description="CPUs for the workers, in order, repeated as needed; or auto."
+    )
+    express: Express = Field(
+        default="rules",
+        description="Packets sent on without user space: those of rules that say so, auto (all), off (none).",
+    )
+    limit: LimitConfig | None = Field(
+        default=None, description="The most that each interface of the path may bring; null: any."
     )
 
     @property
@@ -207,6 +326,19 @@ class Config(_Section):
         """The name of the file it came from."""
         return self._source.file
 
+    def path_of(self, interface: str) -> PathConfig:
+        """The one path that an interface is in."""
+        return next(path for path in self.paths.values() if interface in path.interfaces)
+
+    def rules_of(self, interface: str) -> RuleSet:
+        """Rules, default and limit of an interface as written; the built-in rules where there are none."""
+        path, given = self.path_of(interface), self.interfaces[interface]
+        limit = path.limit.plain if path.limit else None
+        if given.rules is None:
+            return RuleSet(REFLECT_RULES if path.kind == "reflect" else (), given.default, limit)
+        named = (rule.plain(rule.name or str(place)) for place, rule in enumerate(given.rules, 1))
+        return RuleSet(tuple(named), given.default, limit)
+
     def problem(self, keys: yamltext.Keys, message: str) -> Problem:
         """A problem with the value at `keys`, like ("interfaces", "eth1", "queues"), with file and line."""
         return self._source.problem(keys, message)
@@ -250,6 +382,7 @@ def parse(text: bytes | str, name: str) -> Config:
     """Checks the text of a file called `name`; ConfigError with every problem, sorted by line."""
     values, source, problems = yamltext.read(text, name)
     problems += [source.problem(keys, message) for keys, message in _path_errors(values)]
+    problems += [source.problem(keys, message) for keys, message in _rule_errors(values)]
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -320,12 +453,45 @@ def _members(paths: dict[str, Any]) -> Iterator[tuple[yamltext.Keys, str, str]]:
                 yield from (((*keys, i), path, name) for i, name in enumerate(named) if isinstance(name, str))
 
 
+def _rule_errors(values: Any) -> Iterator[tuple[yamltext.Keys, str]]:
+    """What rules are to each other and to the path, asked of the plain values as `_path_errors` does."""
+    interfaces = values.get("interfaces") if isinstance(values, dict) else None
+    for name, interface in interfaces.items() if isinstance(interfaces, dict) else ():
+        rules = interface.get("rules") if isinstance(interface, dict) else None
+        if isinstance(rules, list):
+            for keys, message in rule_errors(rules):
+                yield ("interfaces", name, "rules", *keys), message
+    paths = values.get("paths") if isinstance(values, dict) else None
+    for name, path in paths.items() if isinstance(paths, dict) else ():
+        if isinstance(path, dict) and _actions(path) == ["reflect"]:
+            if path.get("express") == "auto":
+                yield ("paths", name, "express"), f"auto {_NOWHERE}; write rules or off"
+            yield from _express_in(interfaces, path["reflect"])
+
+
+_NOWHERE = "has nowhere to go in a path that reflects, which has one interface"
+
+
+def _express_in(interfaces: Any, name: Any) -> Iterator[tuple[yamltext.Keys, str]]:
+    """Where an interface that reflects says express."""
+    interface = interfaces.get(name) if isinstance(interfaces, dict) and isinstance(name, str) else None
+    if not isinstance(interface, dict):
+        return
+    if interface.get("default") == "express":
+        yield ("interfaces", name, "default"), f"express {_NOWHERE}; write redirect"
+    rules = interface.get("rules")
+    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
+        if isinstance(rule, dict) and rule.get("verdict") == "express":
+            yield ("interfaces", name, "rules", index, "verdict"), f"express {_NOWHERE}; write redirect"
+
+
 _WANTED = {
     "string_type": "the name of one interface",
     "bool_type": "true or false",
     "int_type": "a whole number",
     "model_type": "a mapping, like {key: value}",
     "dict_type": "a mapping, like {name: {key: value}}",
+    "list_type": "a list of rules, like [{protocol: udp, verdict: drop}]",
 }
 
 
@@ -336,6 +502,9 @@ def _problem(source: yamltext.Source, error: ErrorDetails) -> Problem:
     if kind == "xskd":
         keys = keys[:-1] if keys[-1] == "[key]" else keys  # pydantic's mark for the key itself
         return source.problem((*keys, *context["below"]), context["message"])
+    if kind == "too_long":
+        most = context["max_length"]
+        return source.problem(keys, f"has {len(given)} rules; an interface has at most {most}")
     if kind == "missing":
         return source.problem(keys, "is missing")
     if kind == "extra_forbidden":
@@ -356,5 +525,7 @@ def _known_keys(section: list[str | int]) -> list[str]:
     """The keys that the section at this place has."""
     kind: Any = Config
     for key in section:
-        kind = kind.model_fields[key].annotation if hasattr(kind, "model_fields") else get_args(kind)[1]
+        fields = getattr(kind, "model_fields", {})
+        kind = fields[key].annotation if fields else get_args(kind)[-1]  # of a section; of a mapping or list
+        kind = get_args(kind)[0] if type(None) in get_args(kind) else kind
     return list(kind.model_fields)

@@ -51,9 +51,9 @@ class Limit:
 class Rule:
     """One rule: which packets it matches, and what becomes of them.
 
-    A field that asks nothing is empty. A field that asks matches only packets that have it: no ARP packet has
-    a `destination_port`, and only `untagged` asks for packets without a tag. All fields must match, and of one
-    field any of its values.
+    A field that asks nothing is empty. A field that asks matches only packets that have it: no ARP packet
+    has a `destination_port`, and only `untagged` asks for packets without a tag. All fields must match, and
+    of one field any of its values.
     """
 
     name: str  # unique among the interface's; the position, from "1", where the file gives none
@@ -146,6 +146,17 @@ REFLECT_RULES = (
     Rule("neighbour-discovery", "pass", protocol=((names.ICMPV6, names.ICMPV6),), icmp_type=((133, 137),)),
     Rule("ssh", "pass", protocol=((names.TCP, names.TCP),), destination_port=((22, 22),)),
 )
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same values as ranges in order that neither overlap nor touch."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
+        else:
+            joined.append((low, high))
+    return joined
 
 
 def _spelled(

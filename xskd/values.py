@@ -27,7 +27,7 @@ MAX_FRAMES = 1 << 24  # 64 GiB of 4096-byte frames for one worker
 MAX_NUMBER = (1 << 16) - 1  # of a queue or a CPU
 
 
-def wrong(message: str, *below: str) -> PydanticCustomError:
+def wrong(message: str, *below: str | int) -> PydanticCustomError:
     """An error already in our words; `below` leads on to a key inside the value that is being validated."""
     return PydanticCustomError("xskd", "{message}", {"message": message, "below": below})
 
@@ -141,6 +141,15 @@ def _listen(value: object) -> tuple[str, int] | None:
     return host, int(match[3])
 
 
+def _express(value: object) -> object:
+    if value is False:  # YAML reads a bare off as false
+        return "off"
+    if value in ("rules", "auto", "off"):
+        return value
+    near = nearest(value, ("rules", "auto", "off")) if isinstance(value, str) else ""
+    raise wrong(f"must be rules, auto or off{instead(value)}{near}")
+
+
 def _socket(value: object) -> Path:
     if not isinstance(value, str) or not value.startswith("/") or not value.isprintable():
         raise wrong(f"must be an absolute path, like /run/xskd/control.sock, not {shown(value)}")
@@ -179,6 +188,11 @@ TwoInterfaces = Annotated[
     tuple[str, str],
     PlainValidator(_two_interfaces),
     WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}),
+]
+Express = Annotated[
+    Literal["rules", "auto", "off"],
+    PlainValidator(_express),
+    WithJsonSchema({"enum": ["rules", "auto", "off", False]}),
 ]
 Listen = Annotated[
     tuple[str, int] | None, PlainValidator(_listen), WithJsonSchema({"type": ["string", "boolean"]})

@@ -133,6 +133,8 @@ def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
         return "a tab where YAML wants spaces; indent with spaces"
     if "single document" in (error.context or ""):
         return "a second document starts here; one file is one document, remove the ---"
+    if "found ':'" in (error.problem or ""):
+        return 'a value cannot begin with a colon; quote an address, like "::/0"'
     context = f"{error.context} from line {error.context_mark.line + 1}, " if error.context_mark else ""
     return f"invalid YAML: {context}{error.problem}"
 
@@ -154,6 +156,8 @@ class _Reader:
             return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
         if node.tag.rpartition(":")[2] not in ("bool", "float", "int", "null"):
             return node.value  # dates and the like mean nothing here: text
+        if ":" in node.value:  # YAML 1.1 would read 22:25 as 1345, in base 60
+            return node.value
         try:
             return self._scalars.construct_object(node)
         except ValueError:  # a number of more digits than Python converts
