@@ -83,8 +83,8 @@ def _ports(value: object) -> Ranges:
 
 def _icmp_types(value: object, info: ValidationInfo) -> Ranges:
     """Types of the one protocol that the rule names: their names mean different numbers in the two."""
-    protocol = info.data.get("protocol", ())
-    if protocol is None or (protocol and protocol not in (_ICMP, _ICMPV6)):
+    protocol = info.data.get("protocol")
+    if protocol is not None and protocol not in (_ICMP, _ICMPV6):
         raise wrong("needs protocol: icmp or protocol: icmpv6, one of them: their types differ")
     both = {**names.ICMPV6_TYPES, **names.ICMP_TYPES}  # where the protocol is wrong, for the names alone
     table = {_ICMP: names.ICMP_TYPES, _ICMPV6: names.ICMPV6_TYPES}.get(protocol, both)
