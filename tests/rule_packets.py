@@ -15,8 +15,9 @@ IPV4 = tuple(bytes(map(int, text.split("."))) for text in (
     "224.0.0.1", "255.255.255.255",
 ))  # fmt: skip
 IPV6 = tuple(bytes.fromhex(text) for text in (
-    "00" * 16, "00" * 15 + "01", "20010db8" + "00" * 12, "20010db8" + "00" * 11 + "01", "20010db8" + "ff" * 12,
-    "20010db9" + "00" * 12, "fe80" + "00" * 13 + "07", "20010db8000000010000000000000005", "ff" * 16,
+    "00" * 16, "00" * 15 + "01", "20010db8" + "00" * 12, "20010db8" + "00" * 11 + "01",
+    "20010db8" + "ff" * 12, "20010db9" + "00" * 12, "fe80" + "00" * 13 + "07",
+    "20010db8000000010000000000000005", "ff" * 16,
 ))  # fmt: skip
 PREFIXES = (
     "0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/24", "10.0.0.1/32", "10.0.0.0/31", "192.168.0.0/16", "128.0.0.0/1",
@@ -53,8 +54,18 @@ def ethernet(ether_type: int, payload: bytes, tags: Sequence[tuple[int, int]] = 
     return MACS + tagged + struct.pack("!H", ether_type) + payload
 
 
-def ipv4(payload: bytes, protocol: int, source: bytes = IPV4[1], destination: bytes = IPV4[3], *, options: int = 0,
-         place: int = 0, total: int | None = None, version: int = 4, header: int | None = None) -> bytes:  # fmt: skip
+def ipv4(
+    payload: bytes,
+    protocol: int,
+    source: bytes = IPV4[1],
+    destination: bytes = IPV4[3],
+    *,
+    options: int = 0,
+    place: int = 0,
+    total: int | None = None,
+    version: int = 4,
+    header: int | None = None,
+) -> bytes:
     """An IPv4 packet; what lies, lies by an argument."""
     words = 5 + options if header is None else header
     total = 20 + 4 * options + len(payload) if total is None else total

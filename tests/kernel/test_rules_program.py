@@ -32,7 +32,7 @@ def program() -> Iterator[Program]:
 
 
 def compare(program: Program, rules: RuleSet, packets: Iterable[tuple[str, bytes]]) -> Counter[int]:
-    """Show the packets to program and model; what each rule should have counted must be what it has counted."""
+    """Show the packets to program and model; what each rule has counted must be what it should."""
     program.install(compile_rules(rules, queues=1))
     unparsed = program.unparsed()
     met: Counter[int] = Counter()
@@ -62,9 +62,8 @@ def disagreement(program: Program, rules: RuleSet, shown: list[tuple[str, bytes,
         took = [index for index, tally in enumerate(after) if tally != before[index]]
         parsed = program.unparsed() == unparsed
         if took != [place] or parsed != rule_model.first_match(rules, packet)[1]:
-            of_rule = [
-                rules.rules[index].text if index < len(rules.rules) else "default" for index in (place, *took)
-            ]
+            texts = [*(rule.text for rule in rules.rules), "default"]
+            of_rule = [texts[index] for index in (place, *took)]
             return f"{name} {packet.hex()}: model {place}, program {took} (parsed: {parsed}); {of_rule}"
     return "the counts differ, and shown one by one no packet does"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import rule_model
 import rule_packets
-
 from xskd._libbpf import ffi, lib
+
 from xskd.classify import compile_rules
 from xskd.errors import RulesError
 from xskd.rules import Limit, Rule, RuleSet
