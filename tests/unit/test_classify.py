@@ -7,10 +7,9 @@ import random
 from typing import Any
 
 import pytest
-import rule_model
-import rule_packets
 from xskd._libbpf import ffi, lib
 
+from lab import rule_model, rule_packets
 from xskd.classify import compile_rules
 from xskd.errors import RulesError
 from xskd.rules import Limit, Rule, RuleSet
