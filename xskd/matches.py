@@ -87,7 +87,7 @@ def _icmp_types(value: object, info: ValidationInfo) -> Ranges:
     if protocol is not None and protocol not in (_ICMP, _ICMPV6):
         raise wrong("needs protocol: icmp or protocol: icmpv6, one of them: their types differ")
     both = {**names.ICMPV6_TYPES, **names.ICMP_TYPES}  # where the protocol is wrong, for the names alone
-    table = {_ICMP: names.ICMP_TYPES, _ICMPV6: names.ICMPV6_TYPES}.get(protocol, both)
+    table = {None: both, _ICMP: names.ICMP_TYPES, _ICMPV6: names.ICMPV6_TYPES}[protocol]
     return _ranges(value, "ICMP type", "echo-request, 3 or [0, 8]", table, 255)
 
 

@@ -131,7 +131,8 @@ def test_the_most_rules_and_limits() -> None:
     )
     config.parse(text(255, limit), "x.yaml")
     assert refused(text(256, limit)) == (
-        "x.yaml:1: interfaces.a.rules[255].limit: is limit number 256; at most 255 rules of an interface have one"
+        "x.yaml:1: interfaces.a.rules[255].limit: is limit number 256; "
+        "at most 255 rules of an interface have one"
     )
 
 
