@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from xskd.rules import Answer, Fragment, Ranges, Rule, RuleSet
 
@@ -181,7 +181,7 @@ def _random_ipv4(pick: random.Random, payload: bytes, protocol: int) -> bytes:
         given[pick.choice(("total", "version", "header"))] = pick.randrange(16)
     if pick.random() < 0.05:
         given["total"] = pick.randrange(20, 80)
-    return ipv4(payload, protocol, pick.choice(IPV4), pick.choice(IPV4), **given)  # type: ignore[arg-type]
+    return ipv4(payload, protocol, pick.choice(IPV4), pick.choice(IPV4), **given)
 
 
 def _random_ipv6(pick: random.Random, payload: bytes, protocol: int) -> bytes:
@@ -194,7 +194,7 @@ def _random_ipv6(pick: random.Random, payload: bytes, protocol: int) -> bytes:
         given = {"version": pick.randrange(16)}
     elif pick.random() < 0.08:
         given = {"length": pick.randrange(len(payload) + 8)}
-    return ipv6(payload, kind, pick.choice(IPV6), pick.choice(IPV6), **given)  # type: ignore[arg-type]
+    return ipv6(payload, kind, pick.choice(IPV6), pick.choice(IPV6), **given)
 
 
 def rules_at_random(pick: random.Random, count: int) -> RuleSet:
@@ -226,7 +226,7 @@ def _fields(pick: random.Random, count: int) -> int:
 def _rule(pick: random.Random, name: str, fields: int) -> Rule:
     asked = set(pick.sample(range(10), fields))
     fragments: tuple[tuple[Fragment, ...], ...] = (("whole",), ("first",), ("later",), ("first", "later"))
-    values = {
+    values: dict[str, tuple[int, Callable[[], object]]] = {
         "ether_type": (1, lambda: _ranges(pick, (*ETHER_TYPES, 0x0800, 0x86DD, 0x8100))),
         "source": (2, lambda: tuple(pick.sample(PREFIXES, pick.choice((1, 2, 4))))),
         "destination": (3, lambda: tuple(pick.sample(PREFIXES, pick.choice((1, 2, 4))))),

@@ -205,7 +205,7 @@ class Sets:
             return None
         if result < 0:
             raise libbpf_error("BPF_MAP_LOOKUP_ELEM(rules)", -result)
-        settings = read_settings(self._maps["settings"])  # its parts do not keep it alive
+        settings = read_settings(self._maps["settings"])
         for half in (0, 1):
             if settings.sets[half].map == found[0]:
                 return half
@@ -215,11 +215,15 @@ class Sets:
         """What the set of a half has counted, the default last; nothing without one. Raises XdpError."""
         if half is None:
             return ()
-        settings = read_settings(self._maps["settings"])  # its parts do not keep it alive
-        count, first, kind = settings.sets[half].count, half * lib.XSKD_TALLIES, "struct xskd_rule_tally"
-        of_rules = tallies(self._maps["rule_tallies"], kind, first, count) if count else []
-        of_default = tallies(self._maps["rule_tallies"], kind, first + lib.XSKD_DEFAULT, 1)
-        return tuple(RuleTally(*each) for each in (*of_rules, *of_default))
+        settings = read_settings(self._maps["settings"])
+        begin, count = half * lib.XSKD_TALLIES, settings.sets[half].count
+        places = [(begin, count)] if count else []
+        places.append((begin + lib.XSKD_DEFAULT, 1))
+        return tuple(
+            RuleTally(*each)
+            for first, number in places
+            for each in tallies(self._maps["rule_tallies"], "struct xskd_rule_tally", first, number)
+        )
 
     def remove(self) -> None:
         """Have no rules; returns when no packet sees them any more. Raises XdpError."""

@@ -8,6 +8,7 @@ tests/unit/test_classify.py has those.
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -136,3 +137,32 @@ def test_what_is_over_a_limit_is_counted_with_its_rule_and_its_path(program: Pro
         assert actions["drop"] >= 7
         assert program.rule_tallies()[0].limited == (actions["drop"] if rule_limited else 0)
         assert program.rule_tallies()[0].packets == 10
+
+
+def test_a_packet_that_costs_more_than_can_be_saved_up_is_paid_off_at_the_rate(program: Program) -> None:
+    packet = rule_packets.ethernet(0x0806, bytes(1236))  # 10 ms of the rate, where 1 ms can be saved up
+    program.install(compile_rules(RuleSet(limit=Limit(bits_per_second=1_000_000, burst=1)), queues=1))
+    for _ in range(10):
+        assert test_run(program, packet).action == "pass"
+        before = program.verdicts().path_limited
+        test_run(program, packet, repeat=100)
+        assert program.verdicts().path_limited > before
+        time.sleep(0.012)
+
+
+@pytest.mark.parametrize("rate", [1_000, 10_000])
+def test_a_limit_is_met_within_2_percent_over_5_seconds(program: Program, rate: int) -> None:
+    """Offered as fast as this process can; time in which it was kept from it is taken off."""
+    packet = rule_packets.ethernet(0x0806, bytes(46))
+    program.install(compile_rules(RuleSet(limit=Limit(rate)), queues=1))
+    most_saved = max(0.020, 65 / rate)
+    limited, offered, missed = program.verdicts().path_limited, 0, 0.0
+    begun = last = time.monotonic()
+    while last < begun + 5:
+        test_run(program, packet)
+        offered += 1
+        now = time.monotonic()
+        missed += max(0.0, now - last - most_saved)
+        last = now
+    passed = offered - (program.verdicts().path_limited - limited)
+    assert passed == pytest.approx((last - begun - missed) * rate, rel=0.02)
