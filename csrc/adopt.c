@@ -22,6 +22,10 @@
  *     submitted is read off the producing ring's index: it still is the intent's, or has moved on. If they
  *     were not, the frames that had reached the other side are in nobody's hands. They are those in the slots
  *     from the intent's index on, for a slot is written before the owner byte; they become free.
+ *   - A packet of several descriptors moves with its first frame, whose owner byte is the last to change
+ *     (packets.c). One that was cut off before that has not moved, and gets its other frames back here; so
+ *     what is released are whole packets. Only what is dropped as no packet goes entry by entry; `rx_rest` says
+ *     that its rest is to follow.
  *   - A batch without a consuming ring (refill, transmit) changes its owner bytes after submit; if that has
  *     happened, the slots tell which frames they are, and it is completed here, else nothing has happened.
  *   - Held frames were in the worker's own hands: free.
@@ -36,6 +40,7 @@
 #include <errno.h>
 
 #include "frames.h"
+#include "packets.h"
 #include "ring.h"
 
 #define NO_FRAME UINT32_MAX     /* what an address outside the UMEM names */
@@ -97,6 +102,14 @@ static void quarantine(struct xskd_umem *umem, uint32_t frame, struct xskd_adopt
 		return;
 	umem->owner[frame] = OWNER_QUARANTINED;
 	report->quarantined++;
+}
+
+/* Is the descriptor in a slot of RX or TX the last of its packet? */
+static bool ends_packet(const struct xskd_port *port, enum xskd_ring_name name, uint32_t index)
+{
+	const struct xskd_ring *ring = &port->rings[name];
+
+	return !port->multi_buffer || !continues(ring_desc(ring, index - ring->own));
 }
 
 /* ---- may all this be trusted? ------------------------------------------------------------------- */
@@ -178,12 +191,32 @@ static void undo_batch(const struct batch *batch, uint32_t n, struct xskd_adopti
 		if (owner_of(umem, frame) != after)
 			continue;
 		umem->owner[frame] = OWNER_FREE;
-		undone++;
+		undone += batch->operation != OPERATION_FORWARD ||
+			  ends_packet(batch->to, XSKD_TX, batch->index + n);
 	}
 	if (batch->operation == OPERATION_FORWARD)
 		report->undone += undone;
 	else
 		report->freed += undone;
+}
+
+/* The packet at the front of RX, behind `moved` entries that did, has not moved: the frames of it that had
+ * changed are as they were. What was submitted is the kernel's in any case. */
+static void give_back(const struct batch *batch, uint32_t front, uint32_t moved)
+{
+	const struct kind *kind = batch->kind;
+	const struct xskd_ring *ring = &batch->from->rings[kind->consuming];
+	const uint32_t n = packet_at(ring, front, ring_peek(ring, ring->size) - front);
+
+	for (uint32_t i = 1; i < n; i++) {
+		uint32_t frame = frame_at(batch->from, kind->consuming, ring->own + front + i);
+		uint8_t owner = owner_of(batch->from->umem, frame);
+		bool in_slot = kind->producing != NO_RING && owner == owner_on(batch->to, kind->producing) &&
+			       frame_at(batch->to, kind->producing, batch->index + moved + i) == frame;
+
+		if (owner == OWNER_FREE || owner == OWNER_HELD || in_slot)
+			batch->from->umem->owner[frame] = owner_on(batch->from, kind->consuming);
+	}
 }
 
 /* How many entries at the front of the consuming ring were worked off. `moved`: how many of those are in the
@@ -209,6 +242,8 @@ static uint32_t worked_off(const struct batch *batch, uint32_t *moved, struct xs
 		else
 			quarantine(batch->from->umem, frame, report);
 	}
+	if (kind->consuming == XSKD_RX && batch->from->multi_buffer && !batch->submitted)
+		give_back(batch, i, *moved);
 	return i;
 }
 
@@ -225,29 +260,35 @@ static void finish_batch(const struct batch *batch, struct xskd_adoption *report
 	report->skipped = worked_off(batch, &moved, report);
 	if (!batch->submitted)
 		undo_batch(batch, moved, report);
+	if (batch->kind->consuming == XSKD_RX && report->skipped)
+		set(&batch->from->counters->rx_rest,
+		    !ends_packet(batch->from, XSKD_RX, batch->from->rings[XSKD_RX].own + report->skipped - 1));
 	in_this_order();
 	ring_release(&batch->from->rings[batch->kind->consuming], report->skipped);
 }
 
 /* ---- everything else ---------------------------------------------------------------------------- */
 
-/* Each entry names a frame of this side, and no two the same. `seen` has a number per frame. */
+/* Each entry names a frame of this side, and no two the same. `seen` has a number per frame. Returns how many
+ * packets end there. */
 static uint32_t check_ring(const struct xskd_port *port, enum xskd_ring_name name, uint32_t *seen,
 			   struct xskd_adoption *report)
 {
 	const struct xskd_ring *ring = &port->rings[name];
 	const bool ours = name == XSKD_TX;      /* our index is its end, not its beginning */
 	uint32_t n = ours ? ring->size - ring_reserve(ring, ring->size) : ring_peek(ring, ring->size);
+	uint32_t packets = 0;
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t frame = frame_at(port, name, ring->own + i - (ours ? n : 0));
+		uint32_t index = ring->own + i - (ours ? n : 0), frame = frame_at(port, name, index);
 
+		packets += name != XSKD_COMPLETION && ends_packet(port, name, index);
 		if (owner_of(port->umem, frame) != owner_on(port, name) || seen[frame])
 			quarantine(port->umem, frame, report);
 		else
 			seen[frame] = 1;
 	}
-	return n;
+	return packets;
 }
 
 /* Completion before TX: what the kernel sends in between is then on neither list, not on both. */
@@ -301,7 +342,7 @@ static void take_stock(struct xskd_forward *forward, struct xskd_adoption *repor
 
 		port->rx_side = port->tx_side = 0;
 		port->refilled = ring_used_by_producer(&port->rings[XSKD_FILL]);
-		port->blocked_since_ns = 0;
+		port->blocked_since_ns = port->unfinished_since_ns = 0;
 		port->error = 0;
 	}
 	for (uint32_t frame = umem->frames; frame-- > 0;)

@@ -89,7 +89,7 @@ static int xskd_drop_capabilities(void)
 }
 """,
     sources=[
-        f"csrc/{name}.c" for name in ("forward", "port", "frames", "observe", "adopt", "capture", "syscalls")
+        f"csrc/{name}.c" for name in ("forward", "packets", "port", "frames", "observe", "adopt", "capture", "syscalls")
     ],
     include_dirs=[str(HERE)],
     depends=[str(p) for p in HERE.glob("*.h")],

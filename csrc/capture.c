@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "frames.h"
+#include "packets.h"
 #include "ring.h"
 #include "syscalls.h"
 
@@ -112,14 +113,18 @@ static void put(const struct xskd_capture *capture, uint64_t at, const void *fro
 	memcpy(bytes, (const uint8_t *)from + first, n - first);
 }
 
-static void copy(struct xskd_capture *capture, struct xskd_capture_record *record, const uint8_t *packet)
+/* One packet, whose descriptors begin at `at`. A filter sees its first frame: no protocol has its headers
+ * behind that, and what lies there does not match. */
+static void copy(struct xskd_capture *capture, struct xskd_capture_record *record, const struct xskd_port *port,
+		 const struct xskd_ring *ring, uint32_t at)
 {
 	struct xskd_capture_counters *counters = &capture->ring->ports[record->port];
-	uint64_t needed;
+	const struct xdp_desc *first = ring_desc(ring, at);
+	uint64_t needed, to;
 
 	count(&counters->seen, 1);
-	if (capture->filter_length &&
-	    bpf_filter(capture->filter, packet, record->original, record->original) == 0) {
+	if (capture->filter_length && bpf_filter(capture->filter, port->umem->area + first->addr, record->original,
+						 first->len) == 0) {
 		count(&counters->refused, 1);
 		return;
 	}
@@ -130,10 +135,34 @@ static void copy(struct xskd_capture *capture, struct xskd_capture_record *recor
 		return;
 	}
 	put(capture, capture->producer, record, sizeof(*record));
-	put(capture, capture->producer + sizeof(*record), packet, record->kept);
+	to = capture->producer + sizeof(*record);
+	for (uint32_t left = record->kept, n; left; left -= n, to += n) {
+		const struct xdp_desc *desc = ring_desc(ring, at++);
+
+		n = at_most(left, desc->len);
+		put(capture, to, port->umem->area + desc->addr, n);
+	}
 	capture->producer += needed;
 	__atomic_store_n(&capture->ring->producer, capture->producer, __ATOMIC_RELEASE);
 	count(&counters->copied, 1);
+}
+
+/* The length of a packet in n descriptors; 0: it is none, and the loop counts it. */
+static uint32_t length_of_packet(const struct xskd_port *port, const struct xskd_ring *ring, uint8_t owner,
+				 uint32_t at, uint32_t n)
+{
+	const struct frames frames = frames_of(port->umem);
+	uint32_t length = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		const struct xdp_desc *desc = ring_desc(ring, at + i);
+
+		if (!owned(&frames, desc->addr, owner) ||
+		    !fits(&frames, desc->addr, port->multi_buffer ? part_of(desc) : length_of(desc)))
+			return 0;
+		length += desc->len;
+	}
+	return length;
 }
 
 void __attribute__((noinline, cold))
@@ -142,19 +171,19 @@ xskd_capture_burst(struct xskd_capture *capture, const struct xskd_port *port, e
 {
 	const bool in = name == XSKD_RX;
 	const uint8_t owner = (uint8_t)((in ? OWNER_RX_SIDE : OWNER_TX_SIDE) | port->index);
-	const struct frames frames = frames_of(port->umem);
+	const struct xskd_ring *ring = &port->rings[name];
 	struct xskd_capture_record record = { .port = port->index, .direction = in ? XSKD_IN : XSKD_OUT };
 
 	if (n == 0 || !(capture->directions & 1u << record.direction))
 		return;
 	record.time_ns = xskd_sys_wall_ns();
-	for (uint32_t i = 0; i < n; i++) {
-		const struct xdp_desc *desc = ring_desc(&port->rings[name], offset + i);
-
-		if (!owned(&frames, desc->addr, owner) || !fits(&frames, desc->addr, length_of(desc)))
-			continue;       /* no packet: the loop counts it */
-		record.original = desc->len;
-		copy(capture, &record, port->umem->area + desc->addr);
+	for (uint32_t at = offset, next; n; at += next, n -= next) {
+		next = port->multi_buffer ? packet_at(ring, at, n) : 1;
+		if (next == 0)
+			return;
+		record.original = length_of_packet(port, ring, owner, at, next);
+		if (record.original)
+			copy(capture, &record, port, ring, at);
 	}
 }
 

@@ -92,7 +92,8 @@ int64_t xskd_capture_read(struct xskd_capture_reader *readers, uint32_t count, u
 			  uint64_t *packets);
 /* cffi: end */
 
-/* Copy n packets of a port's RX ring (in) or TX ring (out), whose descriptors begin at `offset` from our index. */
+/* Copy the packets in n descriptors of a port's RX ring (in) or TX ring (out), which begin at `offset` from our
+ * index; of a packet of several descriptors, one copy. */
 void xskd_capture_burst(struct xskd_capture *capture, const struct xskd_port *port, enum xskd_ring_name name,
 			uint32_t offset, uint32_t n);
 

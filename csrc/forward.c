@@ -19,15 +19,11 @@
 #include "capture.h"
 #include "frames.h"
 #include "observe.h"
+#include "packets.h"
 #include "ring.h"
 #include "syscalls.h"
 
 #define unlikely(x) __builtin_expect(!!(x), 0)
-
-/* How long packets may wait in RX for room on a full TX ring before they are dropped as tx_full. Long
- * enough to ride out a peer that pauses for a few scheduler ticks, short enough that a dead egress does
- * not turn its ingress into a store of stale packets. */
-#define TX_DEADLINE_NS (20 * 1000 * 1000ull)
 
 /* Adaptive: how long the loop goes on looking after the last packet. A sleep in poll() costs the next
  * packet some 50 microseconds of wakeup; spinning for about that long is the classic bound that never
@@ -37,20 +33,6 @@
 /* Descriptors the kernel has not sent yet (its budget was used up, memory was short): no event tells us
  * when to try again, so a sleep is cut to this. */
 #define TX_RETRY_NS (1000 * 1000ull)
-
-struct mac {
-	uint32_t first;
-	uint16_t last;
-} __attribute__((packed, may_alias));
-
-static inline void swap_macs(uint8_t *packet)
-{
-	struct mac *destination = (struct mac *)packet, *source = destination + 1;
-	struct mac kept = *destination;
-
-	*destination = *source;
-	*source = kept;
-}
 
 /* ---- between ports ----------------------------------------------------------------------------- */
 
@@ -253,7 +235,7 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 	count(&in->counters->tx_blocked, 1);
 	if (out->blocked_since_ns == 0)
 		out->blocked_since_ns = forward->now_ns;
-	if (forward->now_ns - out->blocked_since_ns < TX_DEADLINE_NS)
+	if (forward->now_ns - out->blocked_since_ns < DEADLINE_NS)
 		return 0;
 	n = ring_peek(&in->rings[XSKD_RX], XSKD_BURST);
 	if (forward->capture)
@@ -334,6 +316,13 @@ static uint32_t __attribute__((noinline, cold)) copied_burst(const struct xskd_f
 	return taken;
 }
 
+/* Packets of several descriptors, or somebody wants copies. */
+static uint32_t __attribute__((noinline, cold)) slower_burst(const struct xskd_forward *forward,
+							     struct xskd_port *in, struct xskd_port *out)
+{
+	return in->multi_buffer ? packets_burst(forward, in, out) : copied_burst(forward, in, out);
+}
+
 /* Nothing arrives, the driver asks to be woken, and there is something on FILL to wake it for. */
 static inline bool may_have_run_dry(const struct xskd_port *port)
 {
@@ -354,8 +343,8 @@ uint32_t xskd_forward_turn(struct xskd_forward *forward)
 		moved += recycle(out, in);
 		if (unlikely(ring_used_by_consumer(&out->rings[XSKD_COMPLETION])))
 			moved += xskd_complete(out);
-		taken = unlikely(forward->capture) ? copied_burst(forward, in, out) :
-						     forward_burst(forward, in, out, XSKD_BURST);
+		taken = unlikely(forward->capture || in->multi_buffer) ?
+				slower_burst(forward, in, out) : forward_burst(forward, in, out, XSKD_BURST);
 		moved += taken;
 		pending = ring_used_by_producer(&out->rings[XSKD_TX]);
 		if (pending)

@@ -22,9 +22,10 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define XSKD_LAYOUT_VERSION 3   /* of everything below that two processes share */
+#define XSKD_LAYOUT_VERSION 4   /* of everything below that two processes share */
 #define XSKD_MAX_PORTS 16
-#define XSKD_BURST 64           /* packets taken from one RX ring before the next port has its turn */
+#define XSKD_BURST 64           /* entries taken from one RX ring before the next port has its turn */
+#define XSKD_MAX_FRAGMENTS 18   /* descriptors of one packet: the kernel's MAX_SKB_FRAGS + 1 */
 #define XSKD_BATCHES 8          /* histogram: up to 1, 2, 4, ..., 64 packets, and more */
 #define XSKD_TIMES 17           /* histogram: up to 2^10, 2^11, ..., 2^25 nanoseconds, and more */
 #define XSKD_TIMES_FIRST 10     /* 2^10 ns is about a microsecond, 2^25 ns are 34 milliseconds */
@@ -36,6 +37,8 @@ enum xskd_drop {
 	XSKD_DROP_TX_FULL,      /* the egress TX ring stayed full for longer than tx_deadline */
 	XSKD_DROP_TX_REFUSED,   /* the egress driver took the frame and refused it (EBUSY) */
 	XSKD_DROP_INVALID,      /* the RX descriptor names no frame that the kernel was given */
+	XSKD_DROP_FRAGMENTS,    /* of several descriptors: more than may be, or cut off */
+	XSKD_DROP_NO_METADATA,  /* route: what the XDP program put in front of it did not arrive whole */
 	XSKD_DROPS
 };
 
@@ -103,7 +106,7 @@ struct xskd_port_counters {
 	uint64_t rx_bytes;
 	uint64_t tx_packets;    /* submitted on the TX ring */
 	uint64_t tx_bytes;
-	uint64_t tx_completed;  /* come back through the completion ring */
+	uint64_t tx_completed;  /* frames come back through the completion ring; a packet has one or more */
 	uint64_t drops[XSKD_DROPS];
 	uint64_t rx_batches[XSKD_BATCHES];      /* bursts taken from RX, by how many packets they had */
 	uint64_t tx_batches[XSKD_BATCHES];      /* bursts put on TX, likewise */
@@ -121,6 +124,7 @@ struct xskd_port_counters {
 	uint64_t wakeup_ns[XSKD_DIRECTIONS];    /* all of those together */
 	uint64_t latency[XSKD_TIMES];           /* packets that came in here, by their time in the forwarder */
 	uint64_t latency_ns;                    /* all of those together */
+	uint64_t rx_rest;       /* 1: what comes next on RX is the rest of a packet that was dropped */
 	/* Gauges, refreshed by xskd_forward_publish. */
 	uint64_t ring_entries[XSKD_RINGS];
 	uint64_t ring_high_water[XSKD_RINGS];   /* the most since a reader last asked for a new mark */
@@ -181,7 +185,7 @@ struct xskd_port {
 	struct xskd_port_counters *counters;
 	int fd;
 	uint32_t index;         /* in the forwarder, and in the owner bytes: 0 to XSKD_MAX_PORTS - 1 */
-	uint32_t max_length;    /* longest Ethernet frame this interface may send, without FCS, in bytes */
+	uint32_t max_length;    /* longest packet this interface may send, without FCS, in bytes */
 	uint32_t rx_side;       /* frames given to FILL and not yet taken from RX */
 	uint32_t tx_side;       /* frames submitted on TX and not yet completed */
 	uint32_t refilled;      /* frames posted on FILL since the kernel was last asked to look */
@@ -195,6 +199,8 @@ struct xskd_port {
 	uint64_t sample_since_ns;
 	uint64_t waking_ns;     /* in wakeups since the last publish, as far as they were timed */
 	uint64_t blocked_since_ns;      /* TX without room since then; 0: it has room */
+	uint64_t unfinished_since_ns;   /* the beginning of a packet waits in RX for its end since then; 0: none */
+	uint32_t multi_buffer;  /* packets may have several descriptors: bound with XDP_USE_SG */
 	int error;              /* errno that ended this port, 0 while it works */
 };
 
@@ -217,12 +223,13 @@ struct xskd_forward {
 	struct xskd_capture *capture;   /* who wants copies of packets (capture.h); NULL: nobody */
 };
 
-/* What a successor found in its predecessor's rings. Frames, which are packets on RX and TX. */
+/* What a successor found in its predecessor's rings. */
 struct xskd_adoption {
 	uint32_t waiting;       /* packets on RX */
 	uint32_t unsent;        /* packets on TX that the kernel has not looked at yet */
 	uint32_t skipped;       /* entries of RX and completion that were worked off but not released */
-	uint32_t undone;        /* packets of a batch that was never submitted: lost, and in no counter */
+	uint32_t undone;        /* packets of a batch that was never submitted: lost, and in no counter (of
+				 * xskd_transmit: frames) */
 	uint32_t freed;         /* frames in the predecessor's hands: held, or on their way back to FILL */
 	uint32_t quarantined;   /* frames whose place is in doubt, by this adoption */
 };
@@ -232,7 +239,9 @@ void xskd_umem_reset(struct xskd_umem *umem);
 uint32_t xskd_umem_take(struct xskd_umem *umem, struct xdp_desc *held, uint32_t wanted);
 uint32_t xskd_umem_give(struct xskd_umem *umem, const struct xdp_desc *held, uint32_t n);
 
-/* One port, batch-wise. All return the number of frames moved. */
+/* One port, batch-wise. All return the number of frames moved. With multi_buffer only whole packets are: no
+ * packet is received unless all of it finds room in `held`, so `wanted` is at least XSKD_MAX_FRAGMENTS, and
+ * none is transmitted unless all of it stands there. */
 uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wanted);
 uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint32_t n);
 uint32_t xskd_complete(struct xskd_port *port);

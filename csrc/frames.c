@@ -52,17 +52,22 @@ uint32_t xskd_umem_give(struct xskd_umem *umem, const struct xdp_desc *held, uin
 	return given;
 }
 
-void __attribute__((cold)) frames_refuse(struct xskd_port *port, const struct xdp_desc *desc)
+void __attribute__((cold)) frames_quarantine(struct xskd_port *port, const struct xdp_desc *desc)
 {
 	struct xskd_umem *umem = port->umem;
 	const struct frames frames = frames_of(umem);
 
-	count(&port->counters->drops[XSKD_DROP_INVALID], 1);
 	if (owned(&frames, desc->addr, (uint8_t)(OWNER_RX_SIDE | port->index))) {
 		umem->owner[desc->addr >> frames.shift] = OWNER_QUARANTINED;
 		umem->quarantined++;
 		port->rx_side--;
 	}
+}
+
+void __attribute__((cold)) frames_refuse(struct xskd_port *port, const struct xdp_desc *desc)
+{
+	count(&port->counters->drops[XSKD_DROP_INVALID], 1);
+	frames_quarantine(port, desc);
 }
 
 /* Rings move while we look, and the kernel publishes what it consumed late; what we gave and did not get

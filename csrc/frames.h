@@ -13,6 +13,16 @@
 
 #include "forward.h"
 
+/* Newer than Debian 12's header: another descriptor of the same packet follows. */
+#ifndef XDP_PKT_CONTD
+#define XDP_PKT_CONTD (1u << 0)
+#endif
+
+/* How long packets may wait in RX for room on a full TX ring before they are dropped as tx_full, and how long
+ * the beginning of a packet for its end. Long enough to ride out a peer that pauses for a few scheduler ticks,
+ * short enough that a dead egress does not turn its ingress into a store of stale packets. */
+#define DEADLINE_NS (20 * 1000 * 1000ull)
+
 /* Owner bytes. The port's index is in the low bits of the two sides. */
 #define OWNER_FREE 0x00u
 #define OWNER_HELD 0x01u
@@ -103,11 +113,17 @@ static inline struct frames frames_of(const struct xskd_umem *umem)
 	return (struct frames){ umem->owner, umem->frames, umem->frame_size - 1, umem->frame_shift };
 }
 
-/* Length and options as one number: with any option set it is longer than every limit. We set none and
- * ask the kernel for none, so one comparison answers for both. */
+/* Length and options as one number: with any option set it is longer than every limit. Where packets
+ * have one descriptor, we set none and ask the kernel for none, so one comparison answers for both. */
 static inline uint64_t length_of(const struct xdp_desc *desc)
 {
 	return desc->len | (uint64_t)desc->options << 32;
+}
+
+/* Does the packet go on in the next descriptor? */
+static inline bool continues(const struct xdp_desc *desc)
+{
+	return desc->options & XDP_PKT_CONTD;
 }
 
 /* Does an address name a frame that belongs to `owner`? */
@@ -138,11 +154,27 @@ static inline bool sendable(uint64_t length, uint32_t max_length)
 	return length - ETH_HLEN <= max_length - ETH_HLEN;
 }
 
+struct mac {
+	uint32_t first;
+	uint16_t last;
+} __attribute__((packed, may_alias));
+
+static inline void swap_macs(uint8_t *packet)
+{
+	struct mac *destination = (struct mac *)packet, *source = destination + 1;
+	struct mac kept = *destination;
+
+	*destination = *source;
+	*source = kept;
+}
+
 /* xskd_wakeup_tx for whoever knows how many descriptors wait on TX: at least one. */
 int port_wakeup_tx(struct xskd_port *port, uint32_t pending);
 
 /* An RX descriptor that is not what it should be: count it, and if it names a frame of this port, put
  * that where nobody uses it again. Only a broken kernel or driver gets here. */
 void frames_refuse(struct xskd_port *port, const struct xdp_desc *desc);
+/* The second half of it: without counting. */
+void frames_quarantine(struct xskd_port *port, const struct xdp_desc *desc);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include "frames.h"
 #include "observe.h"
+#include "packets.h"
 #include "ring.h"
 #include "syscalls.h"
 
@@ -23,9 +24,12 @@ uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wa
 	const struct frames frames = frames_of(port->umem);
 	const uint8_t owner = (uint8_t)(OWNER_RX_SIDE | port->index);
 	struct xskd_ring *ring = &port->rings[XSKD_RX];
-	uint32_t n = ring_peek(ring, wanted), kept = 0;
+	uint32_t n, kept = 0;
 	uint64_t bytes = 0;
 
+	if (port->multi_buffer)
+		return packets_receive(port, held, wanted);
+	n = ring_peek(ring, wanted);
 	intend(port->umem, OPERATION_RECEIVE, port->index, port->index, 0);
 	for (uint32_t i = 0; i < n; i++) {
 		const struct xdp_desc *desc = ring_desc(ring, i);
@@ -65,9 +69,12 @@ uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint
 {
 	const struct frames frames = frames_of(port->umem);
 	struct xskd_ring *ring = &port->rings[XSKD_TX];
-	uint32_t room = ring_reserve(ring, n), sent = 0;
+	uint32_t room, sent = 0;
 	uint64_t bytes = 0;
 
+	if (port->multi_buffer)
+		return packets_transmit(port, held, n);
+	room = ring_reserve(ring, n);
 	intend(port->umem, OPERATION_TRANSMIT, port->index, port->index, ring->own);
 	for (; sent < room && transmittable(port, &held[sent]); sent++) {
 		*ring_desc(ring, sent) = held[sent];

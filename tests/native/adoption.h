@@ -26,7 +26,7 @@ static inline void forget(struct fake *fake)
 		for (int name = 0; name < XSKD_RINGS; name++)
 			port->rings[name].own = GARBAGE;
 		port->rx_side = port->tx_side = port->refilled = GARBAGE;
-		port->blocked_since_ns = GARBAGE;
+		port->blocked_since_ns = port->unfinished_since_ns = GARBAGE;
 		port->error = -1;
 	}
 }

@@ -15,7 +15,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # All of the data plane but syscalls.c, whose part the fake kernel plays.
 COMMON = [
     HERE / "fake_kernel.c",
-    *(CSRC / f"{name}.c" for name in ("forward", "port", "frames", "observe", "adopt", "capture")),
+    *(CSRC / f"{name}.c" for name in ("forward", "packets", "port", "frames", "observe", "adopt", "capture")),
 ]
 VARIANTS = {
     "plain": [*OPTIMISE, *WARNINGS, "-g"],

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "../../csrc/frames.h"
 #include "../../csrc/ring.h"
 #include "../../csrc/syscalls.h"
 
@@ -151,12 +152,12 @@ static void frame_goes(struct fake *fake, uint64_t addr)
 	fake->has[addr >> fake->umem.frame_shift] = 0;
 }
 
-/* What the kernel's own check of a TX descriptor in aligned mode asks for. */
+/* What the kernel's own check of a TX descriptor in aligned mode asks for, but for its options. */
 static bool acceptable(const struct fake *fake, const struct xdp_desc *desc)
 {
 	const struct xskd_umem *umem = &fake->umem;
 
-	return desc->addr < (uint64_t)umem->frames << umem->frame_shift && desc->len && !desc->options &&
+	return desc->addr < (uint64_t)umem->frames << umem->frame_shift && desc->len &&
 	       (desc->addr & (umem->frame_size - 1)) + desc->len <= umem->frame_size;
 }
 
@@ -216,11 +217,44 @@ bool fake_deliver_odd(struct fake_port *fake, uint64_t offset, uint32_t length, 
 	return true;
 }
 
+uint32_t fake_usable(const struct fake *fake)
+{
+	return fake->umem.frame_size - FAKE_OFFSET;
+}
+
+/* As many frames as it takes, and RX shows all of them at once. */
+static bool deliver_packet(struct fake_port *fake, uint32_t length)
+{
+	const struct xskd_ring *ring = &fake->port.rings[XSKD_RX];
+	const uint32_t usable = fake_usable(fake->fake), needed = (length + usable - 1) / usable;
+
+	fake_take_fill(fake, needed + fake->prefetch);
+	if (fake->in_kernel_count < needed ||
+	    ring->size - (fake->kernel[XSKD_RX] - load(&fake->consumer[XSKD_RX])) < needed)
+		return false;
+	for (uint32_t done = 0, n; done < length; done += n) {
+		uint64_t addr = fake->in_kernel[--fake->in_kernel_count];
+
+		n = length - done < usable ? length - done : usable;
+		frame_goes(fake->fake, addr);
+		for (uint32_t i = 0; i < n; i++)
+			fake->fake->umem.area[addr + FAKE_OFFSET + i] = fake_byte(fake->fake->delivered, done + i);
+		((struct xdp_desc *)ring->entries)[fake->kernel[XSKD_RX]++ & ring_mask(ring)] =
+			(struct xdp_desc){ .addr = addr + FAKE_OFFSET, .len = n,
+					   .options = done + n < length ? XDP_PKT_CONTD : 0 };
+	}
+	fake->fake->delivered++;
+	store(&fake->producer[XSKD_RX], fake->kernel[XSKD_RX]);
+	return true;
+}
+
 uint32_t fake_deliver(struct fake_port *fake, uint32_t n, uint32_t length)
 {
+	const bool several = fake->port.multi_buffer && length;
 	uint32_t done = 0;
 
-	while (done < n && fake_deliver_odd(fake, FAKE_OFFSET, length, 0))
+	while (done < n && (several ? deliver_packet(fake, length) :
+				      fake_deliver_odd(fake, FAKE_OFFSET, length, 0)))
 		done++;
 	return done;
 }
@@ -240,29 +274,64 @@ static bool tx_pending(const struct fake_port *fake)
 	return fake->kernel[XSKD_TX] != load(&fake->producer[XSKD_TX]);
 }
 
-/* Takes one descriptor from TX, if there is one and its completion has room; `refused`: by the driver. */
-static bool send_one(struct fake_port *fake, bool refused)
+static const struct xdp_desc *tx_at(const struct fake_port *fake, uint32_t index)
 {
 	const struct xskd_ring *tx = &fake->port.rings[XSKD_TX];
-	struct xdp_desc desc;
 
-	if (!tx_pending(fake) || fake->kernel[XSKD_COMPLETION] - load(&fake->consumer[XSKD_COMPLETION]) >=
-				 fake->port.rings[XSKD_COMPLETION].size)
-		return false;
-	desc = ((struct xdp_desc *)tx->entries)[fake->kernel[XSKD_TX]++ & ring_mask(tx)];
+	return (const struct xdp_desc *)tx->entries + (index & ring_mask(tx));
+}
+
+/* Descriptors of the packet at the front of TX; 0: there is none. A part of one must never be seen there. */
+static uint32_t tx_packet(struct fake_port *fake)
+{
+	const uint32_t pending = load(&fake->producer[XSKD_TX]) - fake->kernel[XSKD_TX];
+
+	for (uint32_t i = 0; i < pending; i++) {
+		const uint32_t options = tx_at(fake, fake->kernel[XSKD_TX] + i)->options;
+
+		if (options == 0 && i < XSKD_MAX_FRAGMENTS)
+			return i + 1;
+		if (options != XDP_PKT_CONTD || !fake->port.multi_buffer)
+			break;
+	}
+	fake->fake->violations += pending > 0;
+	return pending > 0;
+}
+
+/* One descriptor from TX to `packet`; returns its bytes. */
+static uint32_t take_one(struct fake_port *fake, uint8_t *packet)
+{
+	const struct xdp_desc desc = *tx_at(fake, fake->kernel[XSKD_TX]++);
+
 	store(&fake->consumer[XSKD_TX], fake->kernel[XSKD_TX]);
 	if (!acceptable(fake->fake, &desc)) {   /* gone without a completion, as in some kernels */
 		fake->fake->violations++;
-		return true;
+		return 0;
 	}
 	frame_comes(fake->fake, desc.addr);
-	if (!refused) {
-		fake->sent++;
-		if (fake->fake->on_wire)
-			fake->fake->on_wire(fake, fake->fake->umem.area + desc.addr, desc.len);
-	}
+	memcpy(packet, fake->fake->umem.area + desc.addr, desc.len);
 	frame_goes(fake->fake, desc.addr);
 	fake_complete_raw(fake, desc.addr);
+	return desc.len;
+}
+
+/* Takes one packet from TX, if there is one and its completions have room; `refused`: by the driver. */
+static bool send_one(struct fake_port *fake, bool refused)
+{
+	static uint8_t packet[XSKD_MAX_FRAGMENTS * 4096];
+	const uint32_t n = tx_packet(fake);
+	uint32_t length = 0;
+
+	if (n == 0 || fake->kernel[XSKD_COMPLETION] + n - load(&fake->consumer[XSKD_COMPLETION]) >
+		      fake->port.rings[XSKD_COMPLETION].size)
+		return false;
+	for (uint32_t i = 0; i < n; i++)
+		length += take_one(fake, packet + length);
+	if (!refused && length) {
+		fake->sent++;
+		if (fake->fake->on_wire)
+			fake->fake->on_wire(fake, packet, length);
+	}
 	return true;
 }
 

@@ -36,7 +36,7 @@ struct fake_port {
 	int answers[FAKE_ANSWERS];      /* errnos for the next TX wakeups, in order; then as it goes */
 	uint32_t answered, answers_count;
 	int rx_answer;          /* of every RX wakeup */
-	uint32_t tx_budget;     /* frames sent per wakeup; 0: none are ever sent */
+	uint32_t tx_budget;     /* packets sent per wakeup; 0: none are ever sent */
 	uint32_t tx_calls, rx_calls;
 	uint64_t *in_kernel;    /* frames taken from FILL and not yet delivered */
 	uint32_t in_kernel_count;
@@ -71,17 +71,20 @@ void fake_free(struct fake *fake);
 void fake_answer(struct fake_port *port, int error);
 /* Takes frames from FILL until it has so many; the consumer index is published fill_late entries late. */
 void fake_take_fill(struct fake_port *port, uint32_t wanted);
-/* Delivers up to n packets of `length` bytes in frames from FILL to RX. Returns how many. */
+/* Delivers up to n packets of `length` bytes in frames from FILL to RX, with multi_buffer in as many as it takes,
+ * all of a packet at once or nothing. Returns how many. */
 uint32_t fake_deliver(struct fake_port *port, uint32_t n, uint32_t length);
 /* The same for one packet that says of itself what it likes: an offset in its frame, length, options. */
 bool fake_deliver_odd(struct fake_port *port, uint64_t offset, uint32_t length, uint32_t options);
 /* What a good kernel never does: puts one entry on RX or completion as it is, whatever it says. */
 void fake_deliver_raw(struct fake_port *port, uint64_t addr, uint32_t length, uint32_t options);
 void fake_complete_raw(struct fake_port *port, uint64_t addr);
-/* Takes up to n descriptors from TX and completes them at once. Returns how many. */
+/* Takes up to n packets from TX and completes their frames at once. Returns how many. */
 uint32_t fake_send(struct fake_port *port, uint32_t n);
 /* What a TX wakeup does in the kernel. */
 int fake_wakeup_tx(int fd);
+/* Bytes of a packet in each of its frames but the last. */
+uint32_t fake_usable(const struct fake *fake);
 /* The byte that packet `number` carries at `offset` when it arrives. */
 uint8_t fake_byte(uint32_t number, uint32_t offset);
 

@@ -35,6 +35,7 @@
 #define GENERATIONS (500 / STRIDE)
 
 #define LONGEST 100     /* bytes an interface may send here, so that frames can be small */
+#define LONGER_STILL 1000       /* the same where a packet may have several */
 
 static uint64_t seed;
 
@@ -57,6 +58,7 @@ struct scene {
 	uint32_t bad;           /* packets among those of `prepare` that must be dropped */
 	uint32_t refused;       /* of them, those whose frames must be quarantined */
 	bool uncounted;         /* the work itself gives packets up: how many are lost is not checked */
+	bool several;           /* multi_buffer: of 512 bytes of a frame, 256 are a packet's */
 };
 
 static void deliver(struct fake *fake, int port, uint32_t n, uint32_t length)
@@ -154,14 +156,73 @@ static void bursts(struct fake *fake)
 	}
 }
 
+/* Of one to four descriptors, in any order; all of it finds room on TX. */
+static void several(struct fake *fake)
+{
+	deliver(fake, 0, 1, 700);
+	deliver(fake, 0, 1, 60);
+	deliver(fake, 0, 1, 300);
+	deliver(fake, 0, 1, 1000);
+	deliver(fake, 1, 2, 257);
+}
+
+/* Nothing is sent, and TX has room for one of two. */
+static void several_and_little_room(struct fake *fake)
+{
+	for (int i = 0; i < FAKE_PORTS; i++)
+		fake->ports[i].tx_budget = 0;
+	deliver(fake, 0, 1, 1000);
+	deliver(fake, 0, 1, 700);
+	deliver(fake, 1, 1, 700);
+	turn(fake);
+	deliver(fake, 0, 1, 60);
+	deliver(fake, 0, 1, 1000);
+	deliver(fake, 1, 2, 700);
+}
+
+static void bad_ones_of_several(struct fake *fake)
+{
+	deliver(fake, 0, 1, 1001);
+	deliver(fake, 0, 1, 700);
+	deliver(fake, 0, 1, 13);
+	deliver(fake, 0, 1, 300);
+	fake_deliver_odd(&fake->ports[1], FAKE_OFFSET, 100, 2);
+	deliver(fake, 1, 1, 300);
+}
+
+/* Descriptors of one packet without an end. */
+static void descriptors(struct fake *fake, uint32_t n)
+{
+	while (n-- > 0)
+		CHECK(fake_deliver_odd(&fake->ports[0], FAKE_OFFSET, 200, XDP_PKT_CONTD));
+}
+
+/* One that has too many, its end, and good ones behind it. */
+static void too_many(struct fake *fake)
+{
+	descriptors(fake, 20);
+	CHECK(fake_deliver_odd(&fake->ports[0], FAKE_OFFSET, 200, 0));
+	several(fake);
+}
+
+/* The rest of one whose beginning is gone already. Twenty-four were delivered, and are none of the packets. */
+static void the_rest_of_one(struct fake *fake)
+{
+	descriptors(fake, 20);
+	turn(fake);
+	descriptors(fake, 3);
+	CHECK(fake_deliver_odd(&fake->ports[0], FAKE_OFFSET, 200, 0));
+	several(fake);
+}
+
 /* As a user of the library does it: received packets are sent on, given back, and new frames taken. */
 static void library(struct fake *fake)
 {
-	struct xdp_desc held[8];
-	uint32_t n = xskd_receive(&fake->ports[0].port, held, 8);
+	struct xdp_desc held[XSKD_MAX_FRAGMENTS] = { 0 };
+	uint32_t n = xskd_receive(&fake->ports[0].port, held, LENGTH(held));
 
 	n -= xskd_transmit(&fake->ports[1].port, held, n - 1);
-	xskd_umem_give(&fake->umem, held, 8);
+	xskd_umem_give(&fake->umem, held, LENGTH(held));
 	n = xskd_umem_take(&fake->umem, held, 3);
 	xskd_umem_give(&fake->umem, held, n);
 	xskd_complete(&fake->ports[1].port);
@@ -189,6 +250,17 @@ static const struct scene scenes[] = {
 	{ "no frame left", XSKD_UNCHANGED, 8, 16, no_frame_left, two_turns, .bad = 0 },
 	{ "late kernel", XSKD_UNCHANGED, 8, 24, late_kernel, two_turns, .bad = 0 },
 	{ "library", XSKD_UNCHANGED, 8, 24, some_completions, library, .uncounted = true },
+	{ "several", XSKD_UNCHANGED, 16, 48, several, turn, .several = true },
+	{ "several of reflect", XSKD_SWAP_MACS, 16, 48, several, two_turns, .several = true },
+	{ "several and little room", XSKD_UNCHANGED, 8, 48, several_and_little_room, two_turns,
+	  .several = true },
+	{ "several, some bad", XSKD_UNCHANGED, 16, 48, bad_ones_of_several, turn, .bad = 3, .refused = 1,
+	  .several = true },
+	{ "several for long", XSKD_UNCHANGED, 8, 48, tx_full_for_long, two_turns, .uncounted = true,
+	  .several = true },
+	{ "several, library", XSKD_UNCHANGED, 16, 48, several, library, .uncounted = true, .several = true },
+	{ "too many", XSKD_UNCHANGED, 64, 256, too_many, two_turns, .bad = 21, .several = true },
+	{ "the rest of one", XSKD_UNCHANGED, 64, 256, the_rest_of_one, two_turns, .bad = 24, .several = true },
 	{ "publish and audit", XSKD_UNCHANGED, 8, 24, some_completions, accounts, .bad = 0 },
 };
 
@@ -206,7 +278,9 @@ static struct fake *prepared(const struct scene *scene)
 	struct fake *fake = wired(&sizes, scene->action);
 
 	for (int i = 0; i < FAKE_PORTS; i++)
-		fake->ports[i].port.max_length = LONGEST;
+		fake->ports[i].port.max_length = scene->several ? LONGER_STILL : LONGEST;
+	for (int i = 0; i < FAKE_PORTS; i++)
+		fake->ports[i].port.multi_buffer = scene->several;
 	scene->prepare(fake);
 	return fake;
 }
@@ -294,7 +368,9 @@ static void __attribute__((destructor)) say_where(void)
 static void kernel_goes_on(struct fake *fake)
 {
 	for (int i = 0; i < FAKE_PORTS; i++) {
-		fake_deliver(&fake->ports[i], 1 + random_below(3), 60);
+		uint32_t length = fake->ports[i].port.multi_buffer ? 60 + random_below(4) * 250 : 60;
+
+		fake_deliver(&fake->ports[i], 1 + random_below(3), length);
 		fake_send(&fake->ports[i], 1 + random_below(4));
 	}
 }
