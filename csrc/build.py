@@ -46,7 +46,8 @@ struct xdp_statistics { uint64_t rx_dropped, rx_invalid_descs, tx_invalid_descs,
                         rx_fill_ring_empty_descs, tx_ring_empty_descs; ...; };
 static const int AF_XDP, SOL_XDP, XDP_SHARED_UMEM, XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP,
     XDP_MMAP_OFFSETS, XDP_RX_RING, XDP_TX_RING, XDP_UMEM_REG, XDP_UMEM_FILL_RING,
-    XDP_UMEM_COMPLETION_RING, XDP_STATISTICS, XDP_OPTIONS, XDP_MAX_TX_SKB_BUDGET, XDP_OPTIONS_ZEROCOPY;
+    XDP_UMEM_COMPLETION_RING, XDP_STATISTICS, XDP_OPTIONS, XDP_MAX_TX_SKB_BUDGET, XDP_OPTIONS_ZEROCOPY,
+    XDP_USE_SG, XDP_PKT_CONTD;
 static const unsigned long long XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_FILL_RING,
     XDP_UMEM_PGOFF_COMPLETION_RING;
 static const int PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL;
@@ -74,6 +75,10 @@ forward.set_source(
 #ifndef XDP_MAX_TX_SKB_BUDGET
 #define XDP_MAX_TX_SKB_BUDGET 9
 #endif
+#ifndef XDP_USE_SG
+#define XDP_USE_SG (1 << 4)
+#define XDP_PKT_CONTD (1 << 0)
+#endif
 /* Python's socket.bind() does not know this family. 0 or -1 with errno. */
 static int xskd_bind(int fd, const struct sockaddr_xdp *address)
 {
@@ -89,7 +94,8 @@ static int xskd_drop_capabilities(void)
 }
 """,
     sources=[
-        f"csrc/{name}.c" for name in ("forward", "packets", "port", "frames", "observe", "adopt", "capture", "syscalls")
+        f"csrc/{name}.c"
+        for name in ("forward", "packets", "port", "frames", "observe", "adopt", "capture", "syscalls")
     ],
     include_dirs=[str(HERE)],
     depends=[str(p) for p in HERE.glob("*.h")],

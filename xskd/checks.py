@@ -13,8 +13,16 @@ from collections.abc import Callable, Iterable
 
 from xskd.findings import Answer, Command, Facts, Fix, Interface, Offloads, fail, ok, warn
 from xskd.hook import PROGRAM
-from xskd.plan import LINK_HEADER, counted, listed, set_queues
-from xskd.umem import HEADROOM
+from xskd.plan import (
+    LINK_HEADER,
+    can_multi_buffer,
+    counted,
+    largest_mtu,
+    listed,
+    set_queues,
+    zerocopy_mtu,
+)
+from xskd.umem import HEADROOM, MAX_FRAGMENTS
 from xskd.xsk import BURST
 
 FCS = 4  # bytes of an Ethernet frame's check sequence, which zero-copy drivers reckon with
@@ -124,20 +132,43 @@ def multi_buffer(interface: Interface) -> Answer | None:
 
 
 def mtu(interface: Interface) -> Answer:
-    """FAIL if a packet does not fit a frame; WARN if zero-copy will be refused for it."""
+    """FAIL if a packet does not fit the frames it may have; WARN if zero-copy will be refused for it."""
     size, has = interface.frame_size, interface.there.mtu
-    largest = size - HEADROOM - LINK_HEADER
+    largest = largest_mtu(size)
     zerocopy = (size - HEADROOM) // ZEROCOPY_STEP * ZEROCOPY_STEP - LINK_HEADER - FCS
     seen = f"{has}; a frame of {size} bytes takes {largest}"
+    if has > largest and can_multi_buffer(interface.there):
+        return _jumbo(interface, seen)
     if has > largest:
         mend = f"ip link set dev {interface.name} mtu {largest}"
-        if size == 2048 and has <= 4096 - HEADROOM - LINK_HEADER:
+        if size == 2048 and has <= largest_mtu(4096):
             mend = "set umem.frame_size: 4096"
-        return fail(seen, "a packet has to fit into one frame; this path will wait", mend)
+        return fail(
+            seen,
+            "the driver takes no packets of several frames, as far as the kernel tells; this path will wait",
+            mend,
+        )
     if interface.zerocopy and has > zerocopy:
         why = f"with more than {zerocopy} newer kernels refuse zero-copy, and mode: auto becomes copy"
         command = f"ip link set dev {interface.name} mtu {zerocopy}"
         return (fail if interface.wanted.mode == "zerocopy" else warn)(seen, why, command)
+    return ok(seen)
+
+
+def _jumbo(interface: Interface, seen: str) -> Answer:
+    """The same for packets that take several frames, with a driver that has them."""
+    has, most = interface.there.mtu, largest_mtu(interface.frame_size, MAX_FRAGMENTS)
+    zerocopy = zerocopy_mtu(interface.there, interface.frame_size)
+    seen += f", {MAX_FRAGMENTS} frames take {most}"
+    if has > most:
+        command = f"ip link set dev {interface.name} mtu {most}"
+        return fail(seen, "a packet may have no more frames; this path will wait", command)
+    if interface.zerocopy and (has > zerocopy or zerocopy == largest_mtu(interface.frame_size)):
+        strict = interface.wanted.mode == "zerocopy"
+        then = "this path will wait" if strict else "mode: auto becomes copy"
+        command = f"ip link set dev {interface.name} mtu {zerocopy}"
+        why = f"with more than {zerocopy} a packet takes more frames than zero-copy has here, and {then}"
+        return (fail if strict else warn)(seen, why, command)
     return ok(seen)
 
 

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Literal
 
 from xskd.errors import ConfigError, Problem
 from xskd.uapi import Rings
-from xskd.umem import HEADROOM, HUGE_PAGE
+from xskd.umem import HEADROOM, HUGE_PAGE, MAX_FRAGMENTS
 
 if TYPE_CHECKING:
     from xskd.config import Config, Interface, PathConfig
     from xskd.netdev import NetDevice
 
 LINK_HEADER = 14 + 2 * 4  # bytes in front of the MTU's: Ethernet and two VLAN tags
+MAX_PACKET = 65535  # bytes: what the length of a captured packet, and of an IP packet, can say
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class WorkerPlan:
     huge_pages: bool
     poll: Literal["adaptive", "busy", "wakeup"]
     cpu: int | None
+    multi_buffer: bool = False  # a packet may take several frames: XDP_USE_SG
 
     @property
     def name(self) -> str:
@@ -218,7 +220,7 @@ def _worker(
     config: Config, path_name: str, index: int, devices: Mapping[str, NetDevice], cpu: int | None
 ) -> WorkerPlan:
     path = config.paths[path_name]
-    ports = tuple(_port(config.interfaces[name], devices[name], index) for name in path.interfaces)
+    ports = tuple(_port(config, devices[name], index) for name in path.interfaces)
     frames = config.umem.frames
     if frames == "auto":  # a frame for every entry: no ring can ever wait for another's
         frames = sum(sum(asdict(port.rings).values()) for port in ports)
@@ -232,15 +234,17 @@ def _worker(
         huge_pages=config.umem.huge_pages,
         poll=path.poll,
         cpu=cpu,
+        multi_buffer=_needs_multi_buffer(config, [devices[name] for name in path.interfaces]),
     )
 
 
-def _port(interface: Interface, device: NetDevice, index: int) -> PortPlan:
+def _port(config: Config, device: NetDevice, index: int) -> PortPlan:
+    interface = config.interfaces[device.name]
     return PortPlan(
         interface=device.name,
         ifindex=device.ifindex,
         queue=_selected(interface, device)[index],
-        mode=interface.mode,
+        mode="copy" if _too_few_segments(config, interface, device) else interface.mode,
         rings=Rings(**interface.rings.model_dump()),
         mtu=device.mtu,
     )
@@ -303,6 +307,7 @@ def _path_problems(
             yield config.problem(("interfaces", member), gone)
     if all(member in devices for member in path.interfaces):
         yield from _width_problems(config, name, path, devices)
+        yield from _mtu_problems(config, [devices[member] for member in path.interfaces])
 
 
 def _hook_problem(config: Config, device: NetDevice) -> Problem | None:
@@ -334,20 +339,95 @@ def _interface_problems(config: Config, name: str, device: NetDevice) -> Iterato
             f"{have_tx} and a worker sends on the queue it receives from, here up to {max(selected)}; {mend}"
         )
         yield config.problem((*key, "queues"), why)
-    yield from _mtu_problems(config, device)
 
 
-def _mtu_problems(config: Config, device: NetDevice) -> Iterator[Problem]:
+# ---- packets that take several frames ---------------------------------------------------------------
+
+
+def largest_mtu(frame_size: int, frames: int = 1) -> int:
+    """The largest MTU whose packets fit in so many frames of `frame_size` bytes."""
+    return min(frames * (frame_size - HEADROOM), MAX_PACKET) - LINK_HEADER
+
+
+def can_multi_buffer(device: NetDevice) -> bool:
+    """Does the driver say that it receives packets of several buffers into AF_XDP sockets?"""
+    return device.features is not None and "rx-sg" in device.features.xdp
+
+
+def zerocopy_mtu(device: NetDevice, frame_size: int) -> int:
+    """The largest MTU that zero-copy takes: a frame for each buffer of a packet that the driver can have."""
+    segments = device.features.zerocopy_segments if device.features else 0
+    return largest_mtu(frame_size, min(max(segments, 1), MAX_FRAGMENTS))
+
+
+def _needs_multi_buffer(config: Config, members: Iterable[NetDevice]) -> bool:
+    return any(device.mtu > largest_mtu(config.umem.frame_size) for device in members)
+
+
+def _too_few_segments(config: Config, interface: Interface, device: NetDevice) -> bool:
+    """Would zero-copy be granted, and then not send the longest packets? `auto` had better not ask for it.
+
+    A driver that takes no more than one buffer refuses by itself, and says why.
+    """
+    segments = device.features.zerocopy_segments if device.features else 0
+    return (
+        interface.mode == "auto"
+        and segments > 1
+        and device.mtu > zerocopy_mtu(device, config.umem.frame_size)
+    )
+
+
+def _mtu_problems(config: Config, members: Sequence[NetDevice]) -> Iterator[Problem]:
+    """Whether the packets of all interfaces of a path fit: they share their memory, and so its limits."""
     size = config.umem.frame_size
-    largest = size - HEADROOM - LINK_HEADER
-    if device.mtu > largest:
-        mend = f"run `ip link set dev {device.name} mtu {largest}`"
-        if size == 2048 and device.mtu <= 4096 - HEADROOM - LINK_HEADER:
-            mend = f"set umem.frame_size: 4096 or {mend}"
-        yield config.problem(
-            ("interfaces", device.name),
-            f"MTU {device.mtu} does not fit frames of {size} bytes, which take up to {largest}; {mend}",
-        )
+    unable = [device for device in members if not can_multi_buffer(device)]
+    for device in members:
+        if device.mtu <= largest_mtu(size):
+            continue
+        if unable:
+            yield _one_frame_problem(config, device, unable[0])
+        elif device.mtu > largest_mtu(size, MAX_FRAGMENTS):
+            largest = largest_mtu(size, MAX_FRAGMENTS)
+            yield config.problem(
+                ("interfaces", device.name),
+                f"MTU {device.mtu} does not fit {MAX_FRAGMENTS} frames of {size} bytes, the most that a packet "
+                f"may take; run `ip link set dev {device.name} mtu {largest}`",
+            )
+    if not unable and _needs_multi_buffer(config, members):
+        yield from (problem for device in members if (problem := _zerocopy_problem(config, device)))
+
+
+def _one_frame_problem(config: Config, device: NetDevice, unable: NetDevice) -> Problem:
+    """A packet has to fit one frame because an interface of the path knows nothing else."""
+    size = config.umem.frame_size
+    largest = largest_mtu(size)
+    mend = f"run `ip link set dev {device.name} mtu {largest}`"
+    if size == 2048 and device.mtu <= largest_mtu(4096):
+        mend = f"set umem.frame_size: 4096 or {mend}"
+    if unable.features is None:
+        why = f"of {unable.name} the kernel does not tell (before 6.3) whether packets may take several"
+    else:
+        driver = f" ({unable.driver})" if unable.driver else ""
+        why = f"the driver of {unable.name}{driver} receives no packets that take several (rx-sg)"
+    return config.problem(
+        ("interfaces", device.name),
+        f"MTU {device.mtu} does not fit frames of {size} bytes, which take up to {largest}, and "
+        f"{why}; {mend}",
+    )
+
+
+def _zerocopy_problem(config: Config, device: NetDevice) -> Problem | None:
+    largest = zerocopy_mtu(device, config.umem.frame_size)
+    one = largest == largest_mtu(config.umem.frame_size)  # then not even a socket for others' packets
+    if config.interfaces[device.name].mode != "zerocopy" or (device.mtu <= largest and not one):
+        return None
+    segments = device.features.zerocopy_segments if device.features else 0
+    return config.problem(
+        ("interfaces", device.name, "mode"),
+        f"with zero-copy the driver of {device.name} takes packets of {counted(max(segments, 1), 'frame')}, "
+        f"and the MTU of an interface of the path needs more; set interfaces.{device.name}.mode: auto, or MTUs "
+        f"of at most {largest} with `ip link set`",
+    )
 
 
 def _cpu_problems(config: Config, name: str, path: PathConfig, cpus: Sequence[int]) -> Iterator[Problem]:

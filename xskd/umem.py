@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HEADROOM = 256  # bytes the kernel keeps in front of every packet: XDP_PACKET_HEADROOM in linux/bpf.h
 FRAME_SIZES = (2048, 4096)  # aligned mode: a power of two from 2048 up to the page size
 HUGE_PAGE = 2 << 20  # bytes
+MAX_FRAGMENTS: int = lib.XSKD_MAX_FRAGMENTS  # frames of one packet, at most
 
 
 class Umem:
@@ -154,7 +155,10 @@ def _map_umem(memfd: int, size: int, huge_pages: bool) -> mmap.mmap:
 
 
 class Batch(Sequence[memoryview]):
-    """Packets in frames that the caller holds; item i is a writable view of packet i, never a copy.
+    """Frames that the caller holds; item i is a writable view of the packet in frame i, never a copy.
+
+    Of a multi-buffer socket a packet may take several frames in a row: `continues(i)` says that the packet of
+    frame i goes on in the next one.
 
     A batch comes from `Socket.receive` (packets) or `Umem.take` (empty frames). It ends by being transmitted
     or released; leaving a `with` block releases what was not transmitted. After that its views must not be
@@ -182,15 +186,25 @@ class Batch(Sequence[memoryview]):
     def __iter__(self) -> Iterator[memoryview]:
         return (self[i] for i in range(len(self)))
 
-    def write(self, index: int, packet: ReadableBuffer) -> None:
-        """Make `packet` (14 bytes to the frame size) the content of frame `index`."""
+    def continues(self, index: int) -> bool:
+        """Does the packet of frame `index` go on in the next frame?"""
+        return bool(self._desc(index).options & lib.XDP_PKT_CONTD)
+
+    def write(self, index: int, packet: ReadableBuffer, *, continues: bool = False) -> None:
+        """Make `packet` (14 bytes to the frame size) the content of frame `index`.
+
+        With `continues` it is a part of a packet that goes on in the next frame. The parts after the first
+        one may have fewer than 14 bytes, but not none. Raises XskError.
+        """
         data = memoryview(packet).cast("B")
-        if not 14 <= len(data) <= self.umem.frame_size:
-            hint = f"packet of {len(data)} bytes; must be 14 to {self.umem.frame_size}"
+        least = 1 if index and self.continues(index - 1) else 14
+        if not least <= len(data) <= self.umem.frame_size:
+            hint = f"packet of {len(data)} bytes; must be {least} to {self.umem.frame_size}"
             raise XskError("Batch.write", hint=hint)
         desc = self._desc(index)
         desc.addr &= ~(self.umem.frame_size - 1)
         desc.len = len(data)
+        desc.options = lib.XDP_PKT_CONTD if continues else 0
         self[index][:] = data
 
     def release(self) -> None:

@@ -64,6 +64,7 @@ class Worker:
                 ifindex=port.ifindex,
                 index=index,
                 counters=self._page.port(index),
+                multi_buffer=plan.multi_buffer,
             )
             for index, (port, fd) in enumerate(zip(plan.ports, xsks, strict=True))
         ]

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from xskd._forward import ffi, lib
 from xskd.errors import XskError
 from xskd.uapi import OFFSETS_WITH_FLAGS, STATISTICS_NEW, Rings, Statistics, parse_mmap_offsets
-from xskd.umem import Batch, Umem
+from xskd.umem import MAX_FRAGMENTS, Batch, Umem
 
 __all__ = ["BURST", "Batch", "Mode", "Rings", "Socket", "Statistics", "Umem"]
 
@@ -64,6 +64,7 @@ class Socket:
         fd: int | None = None,
         ifindex: int | None = None,
         index: int = 0,
+        multi_buffer: bool = False,
         counters: Any = None,
     ) -> None:
         self.umem, self.interface, self.queue = umem, interface, queue
@@ -80,6 +81,7 @@ class Socket:
         self.port.counters = self._counters
         self.port.fd = self._socket.fileno()
         self.port.index = index
+        self.port.multi_buffer = multi_buffer
         self.set_mtu(mtu)
         self._no_rings = ffi.new("uint32_t *")
         self._forget_rings()
@@ -97,12 +99,17 @@ class Socket:
         rings: Rings | None = None,
         mode: Mode = "auto",
         mtu: int = 1500,
+        multi_buffer: bool = False,
     ) -> Socket:
         """A socket ready for traffic. Further sockets of the same UMEM share it (XDP_SHARED_UMEM).
 
-        `mtu` is the interface's, in bytes; longer packets are not transmitted. Raises XskError.
+        `mtu` is the interface's, in bytes; longer packets are not transmitted. With `multi_buffer` a packet
+        may take several frames, which all sockets of a UMEM must agree on (see `Batch.continues`). Raises
+        XskError.
         """
-        opened = cls(umem, interface, queue, rings=rings, mtu=mtu, index=umem.next_port())
+        opened = cls(
+            umem, interface, queue, rings=rings, mtu=mtu, index=umem.next_port(), multi_buffer=multi_buffer
+        )
         try:
             if umem.shared_fd is None:
                 opened.register()
@@ -149,7 +156,13 @@ class Socket:
 
     def set_mtu(self, mtu: int) -> None:
         """The interface's MTU in bytes: longer packets are not transmitted."""
-        self.port.max_length = min(mtu + 14 + 4, self.umem.frame_size)  # as in is_skb_forwardable()
+        longest = mtu + 14 + 4  # as in is_skb_forwardable()
+        self.port.max_length = longest if self.multi_buffer else min(longest, self.umem.frame_size)
+
+    @property
+    def multi_buffer(self) -> bool:
+        """May a packet take several frames here?"""
+        return bool(self.port.multi_buffer)
 
     def fill(self) -> int:
         """Put free frames on FILL, to the brim as far as there are any. Returns how many."""
@@ -161,19 +174,24 @@ class Socket:
         *,
         share: int | None = None,
         busy_timeout: float = BUSY_TIMEOUT,
+        multi_buffer: bool | None = None,
     ) -> None:
         """Bind to the queue in the given mode and read back which one it became (`zero_copy`).
 
         `auto` asks for zero-copy first and then for copy, always explicitly: asked for neither, the kernel
         falls back in silence. With `share`, the descriptor of a bound socket of the same UMEM, the mode is
-        that socket's. EBUSY is retried for `busy_timeout` seconds. Raises XskError.
+        that socket's, and so is what it knows of packets of several frames: `multi_buffer` (default: as the
+        socket was made) asks for them. EBUSY is retried for `busy_timeout` seconds. Raises XskError.
         """
+        if multi_buffer is not None:
+            self.port.multi_buffer = multi_buffer
+        flags = lib.XDP_USE_NEED_WAKEUP | (lib.XDP_USE_SG if self.multi_buffer else 0)
         if share is not None:
             self._bind_retrying(lib.XDP_SHARED_UMEM, busy_timeout, share)
-        elif mode == "copy" or (mode == "auto" and not self._bind_zero_copy(busy_timeout)):
-            self._bind_retrying(lib.XDP_COPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
+        elif mode == "copy" or (mode == "auto" and not self._bind_zero_copy(flags, busy_timeout)):
+            self._bind_retrying(lib.XDP_COPY | flags, busy_timeout)
         elif mode == "zerocopy":
-            self._bind_retrying(lib.XDP_ZEROCOPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
+            self._bind_retrying(lib.XDP_ZEROCOPY | flags, busy_timeout)
         self._read_mode()
 
     def adopt(self) -> None:
@@ -193,22 +211,25 @@ class Socket:
     # ---- packets --------------------------------------------------------------------------------
 
     def receive(self, count: int = BURST) -> Batch:
-        """Up to `count` packets that have arrived; an empty batch if there are none. Never waits.
+        """Up to `count` frames with packets that have arrived; an empty batch if there are none. Never waits.
+
+        With multi-buffer a batch has room for at least one packet of the most frames, and packets are whole.
 
         FILL is refilled on the way, so calling this in a loop is all that receiving takes. Raises XskError
         when a system call says that the socket is dead; whether an idle one is, `wait` and `probe` find out.
         """
         self._refill()
+        count = max(count, MAX_FRAGMENTS) if self.multi_buffer else count
         batch = Batch(self.umem, count)
         batch._end = lib.xskd_receive(self.port, batch._descs, count)
         return batch
 
     def transmit(self, batch: Batch) -> int:
-        """Send a batch, in order, and tell the kernel. Returns how many packets the TX ring took.
+        """Send a batch, in order, and tell the kernel. Returns how many frames the TX ring took.
 
         Those are gone from the batch; what is left may be transmitted again or released. A packet that no
-        interface of this MTU can send stops the batch there. Raises XskError when the socket is dead, or for
-        a batch of another UMEM.
+        interface of this MTU can send stops the batch there, and so does one without its last frame. Raises
+        XskError when the socket is dead, or for a batch of another UMEM.
         """
         if batch.umem is not self.umem:
             raise self._error("transmit", None, "the batch lies in another UMEM; copy its packets")
@@ -341,10 +362,10 @@ class Socket:
             answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_MMAP_OFFSETS, OFFSETS_WITH_FLAGS)
         return parse_mmap_offsets(answer)
 
-    def _bind_zero_copy(self, busy_timeout: float) -> bool:
+    def _bind_zero_copy(self, flags: int, busy_timeout: float) -> bool:
         """Try zero-copy; False if the driver will not, with the reason in `zero_copy_refused`."""
         try:
-            self._bind_retrying(lib.XDP_ZEROCOPY | lib.XDP_USE_NEED_WAKEUP, busy_timeout)
+            self._bind_retrying(lib.XDP_ZEROCOPY | flags, busy_timeout)
         except XskError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, 524):  # 524: ENOTSUPP, kernel only
                 raise
@@ -414,7 +435,8 @@ def make_socket(interface: str, queue: int, rings: Rings, frame_size: int) -> so
         raise XskError(
             "socket(AF_XDP)", interface=interface, queue=queue, errno=error.errno, hint=hint
         ) from error
-    wanted = min(rings.tx * (frame_size + SKB_OVERHEAD), MAX_SEND_BUFFER)
+    charged = max(frame_size + SKB_OVERHEAD, mmap.PAGESIZE)  # a page for each further frame of a packet
+    wanted = min(rings.tx * charged, MAX_SEND_BUFFER)
     try:
         made.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, wanted)
     except PermissionError:

@@ -149,10 +149,19 @@ class Wire(Topology):
         ns: str | None = None,
         rings: Rings | None = None,
         mode: Mode = "auto",
+        multi_buffer: bool = False,
     ) -> Socket:
         """Open a socket in the dut, or in `ns`; it receives nothing yet."""
         with entered(ns or self.dut):
-            made = Socket.open(umem or self.umem(), dev, queue, rings=rings, mode=mode, mtu=self.mtu)
+            made = Socket.open(
+                umem or self.umem(),
+                dev,
+                queue,
+                rings=rings,
+                mode=mode,
+                mtu=self.mtu,
+                multi_buffer=multi_buffer,
+            )
         self._stack.callback(made.close)
         return made
 
