@@ -296,6 +296,7 @@ static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct
 	count(&in->counters->rx_packets, n);
 	count(&in->counters->rx_bytes, bytes + dropped_bytes);
 	count(&out->counters->tx_packets, sent);
+	count(&out->counters->tx_frames, sent);
 	count(&out->counters->tx_bytes, bytes);
 	return n;
 }

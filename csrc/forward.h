@@ -106,7 +106,8 @@ struct xskd_port_counters {
 	uint64_t rx_bytes;
 	uint64_t tx_packets;    /* submitted on the TX ring */
 	uint64_t tx_bytes;
-	uint64_t tx_completed;  /* frames come back through the completion ring; a packet has one or more */
+	uint64_t tx_frames;     /* of those packets: one each, with multi_buffer perhaps more */
+	uint64_t tx_completed;  /* frames come back through the completion ring */
 	uint64_t drops[XSKD_DROPS];
 	uint64_t rx_batches[XSKD_BATCHES];      /* bursts taken from RX, by how many packets they had */
 	uint64_t tx_batches[XSKD_BATCHES];      /* bursts put on TX, likewise */

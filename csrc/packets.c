@@ -251,6 +251,7 @@ static void account(struct xskd_port *in, struct xskd_port *out, const struct mo
 	count(&in->counters->rx_packets, moved->packets);
 	count(&in->counters->rx_bytes, moved->bytes);
 	count(&out->counters->tx_packets, moved->sent_packets);
+	count(&out->counters->tx_frames, moved->sent);
 	count(&out->counters->tx_bytes, moved->sent_bytes);
 }
 
@@ -395,6 +396,7 @@ uint32_t packets_transmit(struct xskd_port *port, const struct xdp_desc *held, u
 	if (packets)
 		count_batch(port->counters->tx_batches, packets);
 	count(&port->counters->tx_packets, packets);
+	count(&port->counters->tx_frames, sent);
 	count(&port->counters->tx_bytes, bytes);
 	return sent;
 }

@@ -92,6 +92,7 @@ uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint
 	if (sent)
 		count_batch(port->counters->tx_batches, sent);
 	count(&port->counters->tx_packets, sent);
+	count(&port->counters->tx_frames, sent);
 	count(&port->counters->tx_bytes, bytes);
 	return sent;
 }

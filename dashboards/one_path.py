@@ -182,9 +182,9 @@ WITNESSES = (
 
 SOCKETS = Table(
     "Sockets",
-    "Mode in use and mode configured, and the sizes of the rings. `on its way`: sent and not yet completed. "
-    "Worry when a mode is not what you configured, or when much is on its way while nothing is sent: the "
-    "driver holds frames back.",
+    "Mode in use and mode configured, and the sizes of the rings. `on its way`: frames sent and not yet "
+    "completed. Worry when a mode is not what you configured, or when much is on its way while nothing is "
+    "sent: the driver holds frames back.",
     rows=("instance", "path", "interface", "queue"),
     columns={
         "mode": Column(f"sum by ({OF_SOCKET}, mode) (xskd_socket_mode{{{PORT}}} == 1)", text="mode"),
@@ -196,7 +196,7 @@ SOCKETS = Table(
         **{ring: size(ring) for ring in ("fill", "rx", "tx", "completion")},
         "on its way": Column(
             f"sum by ({OF_SOCKET}) "
-            f"(xskd_tx_packets_total{{{PORT}}} - xskd_tx_completed_packets_total{{{PORT}}})"
+            f"(xskd_tx_frames_total{{{PORT}}} - xskd_tx_completed_packets_total{{{PORT}}})"
         ),
     },
     runbooks=("XskdSilentCopyMode",),

@@ -30,6 +30,8 @@ REASONS = {
     "tx_full": "the egress TX ring stayed full",
     "tx_refused": "the egress driver refused it",
     "invalid": "an RX descriptor of no frame of ours: a bug",
+    "fragments": "of several descriptors, too many or cut off",
+    "no_metadata": "where it goes did not arrive with it",
 }
 
 

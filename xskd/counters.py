@@ -70,6 +70,7 @@ class PortCounters:
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
+    tx_frames: int
     tx_completed: int
     drops: dict[str, int]
     rx_batches: list[int]

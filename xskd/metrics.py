@@ -113,12 +113,19 @@ PORT_ROWS = (
         lambda p: p.counters.tx_bytes,
     ),
     Row(
+        "xskd_tx_frames",
+        "counter",
+        PORT,
+        "Frames of those packets: one each, more where the MTU does not fit one frame.",
+        lambda p: p.counters.tx_frames,
+    ),
+    Row(
         "xskd_tx_completed_packets",
         "counter",
         PORT,
-        "Packets whose frames came back through the completion ring. Falls behind "
-        "xskd_tx_packets_total by what is on its way; worry when it stands still while that "
-        "grows.",
+        "Frames that came back through the completion ring; a packet that takes several counts as "
+        "so many. Falls behind xskd_tx_frames_total by what is on its way; worry when it stands "
+        "still while that grows.",
         lambda p: p.counters.tx_completed,
     ),
     Row(
@@ -129,7 +136,8 @@ PORT_ROWS = (
         "Ethernet header; oversize: longer than the egress interface's MTU allows; tx_full: the "
         "egress TX ring stayed full; tx_refused: the egress driver took the frame and refused it "
         "(counted at the egress); invalid: a descriptor the kernel should not have given, worry "
-        "at the first one.",
+        "at the first one; fragments: of several descriptors, too many or cut off; no_metadata: in a "
+        "route path, what the XDP program put in front of the packet did not arrive whole.",
         lambda p: p.counters.drops,
     ),
     Row(

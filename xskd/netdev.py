@@ -67,7 +67,7 @@ def read_devices(names: Iterable[str]) -> dict[str, NetDevice | None]:
         found = {name: _read_device(name, route, ethtool, default) for name in names}
     indexes = [device.ifindex for device in found.values() if device]
     features: dict[int, Features | None] = {}
-    with contextlib.suppress(NetlinkError, OSError):  # nice to know, and nothing depends on it
+    with contextlib.suppress(NetlinkError, OSError):  # as of a kernel that does not tell
         features = read_features(indexes) if indexes else {}
     return {
         name: replace(device, features=features.get(device.ifindex)) if device else None

@@ -307,7 +307,7 @@ def _path_problems(
             yield config.problem(("interfaces", member), gone)
     if all(member in devices for member in path.interfaces):
         yield from _width_problems(config, name, path, devices)
-        yield from _mtu_problems(config, [devices[member] for member in path.interfaces])
+    yield from _mtu_problems(config, [devices[member] for member in path.interfaces if member in devices])
 
 
 def _hook_problem(config: Config, device: NetDevice) -> Problem | None:
@@ -390,8 +390,8 @@ def _mtu_problems(config: Config, members: Sequence[NetDevice]) -> Iterator[Prob
             largest = largest_mtu(size, MAX_FRAGMENTS)
             yield config.problem(
                 ("interfaces", device.name),
-                f"MTU {device.mtu} does not fit {MAX_FRAGMENTS} frames of {size} bytes, the most that a packet "
-                f"may take; run `ip link set dev {device.name} mtu {largest}`",
+                f"MTU {device.mtu} does not fit {MAX_FRAGMENTS} frames of {size} bytes, the most that a "
+                f"packet may take; run `ip link set dev {device.name} mtu {largest}`",
             )
     if not unable and _needs_multi_buffer(config, members):
         yield from (problem for device in members if (problem := _zerocopy_problem(config, device)))

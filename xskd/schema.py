@@ -141,7 +141,8 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "rx_bytes": "Their bytes, without what the wire adds.",
             "tx_packets": "Packets put on TX.",
             "tx_bytes": "Their bytes, likewise.",
-            "tx_completed": "Packets that came back through the completion ring: sent, or refused by the "
+            "tx_frames": "Frames of those packets: one each, more where the MTU does not fit one frame.",
+            "tx_completed": "Frames that came back through the completion ring: sent, or refused by the "
             "driver.",
             "drops": f"Packets that came in here and were not forwarded, by reason: {_each(DROPS)}. There "
             "may be more reasons one day.",

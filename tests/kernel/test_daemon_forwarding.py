@@ -26,6 +26,7 @@ def counted(daemon: Daemon, name: str, interface: str, queue: int) -> float:
 @pytest.mark.moves("xskd_rx_bytes")
 @pytest.mark.moves("xskd_tx_packets")
 @pytest.mark.moves("xskd_tx_bytes")
+@pytest.mark.moves("xskd_tx_frames")
 @pytest.mark.moves("xskd_tx_completed_packets")
 @pytest.mark.moves("xskd_xdp_verdicts", verdict="redirected")
 @QUEUES

@@ -1,4 +1,4 @@
-"""Packets that take several frames: whole and unchanged or not at all, by the library's loop and by the daemon."""
+"""Packets that take several frames: whole and unchanged or not at all, by the library and by the daemon."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 import random
 import signal
+import struct
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,12 @@ from test_daemon_capture import Client
 
 from xskd.errors import XskError
 from xskd.umem import HEADROOM
+from xskd.xsk import Rings
 
 if TYPE_CHECKING:
-    from conftest import MakeWire, Wire
+    from conftest import MakeWire, Tap, Wire
+
+    from xskd.xdp import Attach
 
 MTU = 9000
 NOISE = random.Random(5).randbytes(3 * MTU)
@@ -51,7 +56,7 @@ def mixed(count: int) -> list[bytes]:
 
 @FRAME_SIZES
 @pytest.mark.parametrize("attach", ["native", "generic"])
-def test_every_length_passes_unchanged_both_ways(wire: MakeWire, attach: str, frame_size: int) -> None:
+def test_every_length_passes_unchanged_both_ways(wire: MakeWire, attach: Attach, frame_size: int) -> None:
     net = wire(mtu=MTU)
     forwarder = net.forward(frame_size=frame_size, attach=attach, multi_buffer=True)
     sent = [frame(number, length) for number, length in enumerate(lengths(frame_size) * 3)]
@@ -95,23 +100,18 @@ def test_vlan_tags_pass_untouched(wire: MakeWire) -> None:
             assert with_tag(sockets[1]) == packet
 
 
-def with_tag(tap: object) -> bytes:
+def with_tag(tap: Tap) -> bytes:
     """The next packet at a tap, with the tag that the kernel takes off for a raw socket."""
-    import socket
-    import struct
-
-    tap.socket.setsockopt(263, 8, 1)  # type: ignore[attr-defined]  # SOL_PACKET, PACKET_AUXDATA
-    tap.socket.settimeout(5)  # type: ignore[attr-defined]
-    data, ancillary, _, _ = tap.socket.recvmsg(65536, 64)  # type: ignore[attr-defined]
+    tap.socket.setsockopt(263, 8, 1)  # SOL_PACKET, PACKET_AUXDATA
+    tap.socket.settimeout(5)
+    data, ancillary, _, _ = tap.socket.recvmsg(65536, 64)
     status, *_, tci, tpid = struct.unpack("=IIIHHHH", ancillary[0][2])
-    assert isinstance(data, bytes) and socket
+    assert isinstance(data, bytes)
     return data[:12] + struct.pack("!HH", tpid, tci) + data[12:] if status & (1 << 4) else data
 
 
 def test_a_tx_ring_that_is_full_drops_whole_packets(wire: MakeWire) -> None:
     """The egress link is down: nothing leaves for a while, and what leaves then is whole."""
-    from xskd.xsk import Rings
-
     net = wire(mtu=MTU)
     rings = Rings(fill=1024, rx=512, tx=64, completion=64)
     forwarder = net.forward(frame_size=2048, multi_buffer=True, rings=rings)
@@ -202,12 +202,13 @@ def test_the_mtu_changes_while_the_daemon_runs(wire: MakeWire, tmp_path: Path) -
     with running(net, tmp_path) as daemon:
         for mtu, bound in ((1500, 1), (9000, 2), (8000, 2), (1500, 3)):  # from 9000 to 8000 sockets stay
             set_mtu(net, mtu)
-            longest = [frame(1, mtu + 14)]
-            assert net.eventually(
-                lambda bound=bound: daemon.log.count("eth2 queue 0 bound") == bound, 20
-            ), daemon.log
-            assert net.eventually(lambda sent=longest: passes(net, daemon, sent), 20), daemon.log
-        assert daemon.log.count("eth2 queue 0 bound") == 3
+            assert net.eventually(partial(has_bound, daemon, bound), 20), daemon.log
+            assert net.eventually(partial(passes, net, daemon, [frame(1, mtu + 14)]), 20), daemon.log
+        assert has_bound(daemon, 3)
+
+
+def has_bound(daemon: Daemon, times: int) -> bool:
+    return daemon.log.count("eth2 queue 0 bound") == times
 
 
 def passes(net: Wire, daemon: Daemon, sent: list[bytes]) -> bool:
@@ -260,7 +261,7 @@ def test_a_worker_is_killed_among_them(wire: MakeWire, tmp_path: Path) -> None:
         got += net.taps[1].receive(len(sent) - len(got), 1.0)
         metrics = daemon.metrics()
         assert total(metrics, "xskd_frames_unaccounted") == 0
-        assert total(metrics, "xskd_frames", place="quarantined") == 0
+        assert total(metrics, "xskd_frames", state="quarantined") == 0
         assert daemon.stop() == 0
     assert set(got) <= set(sent) and len(set(got)) == len(got)  # each whole, once
     assert got[-100:] == sent[-100:]  # long after the last kill

@@ -51,6 +51,7 @@ PAIRS = {
     "xskd_rx_bytes_total": "rx_bytes",
     "xskd_tx_packets_total": "tx_packets",
     "xskd_tx_bytes_total": "tx_bytes",
+    "xskd_tx_frames_total": "tx_frames",
     "xskd_tx_completed_packets_total": "tx_completed",
 }
 

@@ -75,6 +75,8 @@ def offloads(*on: str, fixed: tuple[str, ...] = ()) -> Offloads:
 
 NO_ZEROCOPY = Features(frozenset({"basic"}), 0)
 NOTHING = Features(frozenset(), 0)
+JUMBO = Features(frozenset({"basic", "redirect", "rx-sg"}), 0)
+ONE_SEGMENT = Features(JUMBO.xdp | {"xsk-zerocopy"}, 1)
 CROWDED = device("eth1", driver="veth", features=NOTHING)
 CROWD = Peer("a", "", Offloads(), 4)  # of more TX queues than the other end has RX queues
 ONE_CPU = tuple(Interrupt(40 + n, f"eth1-rx-{n}", frozenset({0})) for n in range(2))
@@ -111,8 +113,15 @@ INTERFACES: list[tuple[str, Interface, str, str]] = [
     ("zero-copy", pair(), "OK", "copy mode"),
     ("multi-buffer", nic(frame_size=2048), "WARN", "umem.frame_size: 4096"),
     ("multi-buffer", nic(frame_size=2048, mode="copy"), "OK", "has it"),
-    ("MTU", nic(mtu=9000), "FAIL", "ip link set dev eth1 mtu 3818"),
-    ("MTU", nic(mtu=1800, frame_size=2048), "FAIL", "umem.frame_size: 4096"),
+    ("MTU", nic(mtu=9000, features=NO_ZEROCOPY), "FAIL", "ip link set dev eth1 mtu 3818"),
+    ("MTU", nic(mtu=1800, features=NO_ZEROCOPY, frame_size=2048), "FAIL", "umem.frame_size: 4096"),
+    ("MTU", nic(mtu=9000, features=JUMBO), "OK", "18 frames take 65513"),
+    ("MTU", nic(mtu=9000, features=JUMBO, frame_size=2048), "OK", "18 frames take 32234"),
+    ("MTU", nic(mtu=40000, features=JUMBO, frame_size=2048), "FAIL", "ip link set dev eth1 mtu 32234"),
+    ("MTU", nic(mtu=9000, features=ONE_SEGMENT), "WARN", "mode: auto becomes copy"),
+    ("MTU", nic(mtu=9000, features=ONE_SEGMENT, mode="zerocopy"), "FAIL", "mtu 3818"),
+    ("MTU", nic(mtu=9000, features=ONE_SEGMENT, mode="copy"), "OK", "65513"),
+    ("MTU", nic(mtu=9000, features=replace(ONE_SEGMENT, zerocopy_segments=8)), "OK", "65513"),
     ("MTU", nic(mtu=3818), "WARN", "ip link set dev eth1 mtu 3814"),
     ("MTU", nic(mtu=3818, mode="zerocopy"), "FAIL", "mtu 3814"),
     ("MTU", nic(mtu=3814), "OK", "3818"),

@@ -11,6 +11,7 @@ import pytest
 from fakes import connect, device, plan
 
 from xskd.errors import ConfigError, Problem
+from xskd.features import Features
 from xskd.netdev import NetDevice
 from xskd.plan import InterfacePlan, Plan, PortPlan, WaitingPath, WorkerPlan
 from xskd.uapi import Rings
@@ -208,17 +209,69 @@ def test_unequal_queues_that_a_selection_mends() -> None:
 @pytest.mark.parametrize(
     ("size", "mtu", "text"),
     [
-        (2048, 3818, "frames of 2048 bytes, which take up to 1770; set umem.frame_size: 4096 or run `ip"),
-        (2048, 9000, "frames of 2048 bytes, which take up to 1770; run `ip"),
-        (4096, 9000, "frames of 4096 bytes, which take up to 3818; run `ip"),
+        (2048, 3818, "set umem.frame_size: 4096 or run `ip"),
+        (2048, 9000, "run `ip"),
+        (4096, 9000, "run `ip"),
     ],
 )
 def test_mtu_that_does_not_fit(size: int, mtu: int, text: str) -> None:
     config_text = connect(rest=f"umem: {{frame_size: {size}}}")
     largest = 1770 if size == 2048 else 3818
-    assert refusal(config_text, device("eth1"), device("eth2", mtu=mtu)) == [
-        f"x.yaml:3: interfaces.eth2: MTU {mtu} does not fit {text} link set dev eth2 mtu {largest}`"
+    unable = "the driver of eth1 (ice) receives no packets that take several (rx-sg)"
+    untold = "of eth1 the kernel does not tell (before 6.3) whether packets may take several"
+    for features, why in ((None, untold), (Features(frozenset({"basic"}), 0), unable)):
+        big = device("eth2", mtu=mtu, features=ABLE)
+        assert refusal(config_text, device("eth1", features=features), big) == [
+            f"x.yaml:3: interfaces.eth2: MTU {mtu} does not fit frames of {size} bytes, which take up to "
+            f"{largest}, and {why}; {text} link set dev eth2 mtu {largest}`"
+        ]
+
+
+ABLE = Features(frozenset({"basic", "redirect", "rx-sg"}), 0)
+
+
+@pytest.mark.parametrize(("size", "one", "most"), [(2048, 1770, 32234), (4096, 3818, 65513)])
+def test_packets_take_several_frames_where_they_have_to(size: int, one: int, most: int) -> None:
+    text = connect(rest=f"umem: {{frame_size: {size}}}")
+    for mtu, several in ((1500, False), (one, False), (one + 1, True), (9000, True), (most, True)):
+        devices = device("eth1", features=ABLE), device("eth2", mtu=mtu, features=ABLE)
+        assert {worker.multi_buffer for worker in plan(text, *devices).workers} == {several}, mtu
+    devices = device("eth1", features=ABLE), device("eth2", mtu=most + 1, features=ABLE)
+    assert refusal(text, *devices) == [
+        f"x.yaml:3: interfaces.eth2: MTU {most + 1} does not fit 18 frames of {size} bytes, the most that a "
+        f"packet may take; run `ip link set dev eth2 mtu {most}`"
     ]
+
+
+@pytest.mark.parametrize(("segments", "mtu"), [(0, 9000), (1, 9000), (2, 9000), (1, 1500)])
+def test_zero_copy_that_cannot_take_as_many_frames(segments: int, mtu: int) -> None:
+    able = Features(ABLE.xdp | {"xsk-zerocopy"}, segments)
+    devices = device("eth1", mtu=mtu, features=able), device("eth2", mtu=9000, features=ABLE)
+    (said,) = refusal(connect("{mode: zerocopy}"), *devices)
+    assert said.startswith("x.yaml:2: interfaces.eth1.mode: with zero-copy the driver of eth1 takes packets")
+    assert f"of at most {7658 if segments == 2 else 3818} with" in said and "mode: auto" in said
+
+
+@pytest.mark.parametrize(
+    ("segments", "mode"), [(0, "auto"), (1, "auto"), (2, "copy"), (3, "auto"), (18, "auto")]
+)
+def test_auto_does_not_ask_for_a_zero_copy_that_sends_too_little(segments: int, mode: str) -> None:
+    able = Features(ABLE.xdp | {"xsk-zerocopy"}, segments)
+    made = plan(connect(), device("eth1", mtu=9000, features=able), device("eth2", features=ABLE))
+    assert made.workers[0].ports[0].mode == mode
+    if segments > 2:
+        strict = plan(
+            connect("{mode: zerocopy}"),
+            device("eth1", mtu=9000, features=able),
+            device("eth2", features=ABLE),
+        )
+        assert strict.workers[0].ports[0].mode == "zerocopy"
+
+
+def test_a_plan_without_a_word_of_several_frames_is_read() -> None:
+    worker = plan(connect(), device("eth1"), device("eth2")).workers[0]
+    text = worker.to_json().replace(', "multi_buffer": false', "")
+    assert "multi_buffer" not in text and WorkerPlan.from_json(text) == worker
 
 
 def test_cpus_that_are_not_ours() -> None:
