@@ -193,6 +193,7 @@ SOCKETS = Table(
             f"({label_as(f'xskd_socket_mode_wanted{{{PORT}}} == 1', 'configured', 'mode')})",
             text="configured",
         ),
+        "multi-buffer": Column(f"sum by ({OF_SOCKET}) (xskd_socket_multi_buffer{{{PORT}}})"),
         **{ring: size(ring) for ring in ("fill", "rx", "tx", "completion")},
         "on its way": Column(
             f"sum by ({OF_SOCKET}) "

@@ -291,6 +291,14 @@ PORT_ROWS = (
         lambda p: {mode: float(p.mode_wanted == mode) for mode in ("auto", "zerocopy", "copy")},
     ),
     Row(
+        "xskd_socket_multi_buffer",
+        "gauge",
+        PORT,
+        "1 where a packet may take several frames (XDP_USE_SG), because the MTU of an interface of the path "
+        "does not fit one; else 0.",
+        lambda p: float(p.multi_buffer),
+    ),
+    Row(
         "xskd_nic_rx_dropped_packets",
         "counter",
         (*PORT, "stat"),

@@ -220,7 +220,10 @@ def _worker(
     config: Config, path_name: str, index: int, devices: Mapping[str, NetDevice], cpu: int | None
 ) -> WorkerPlan:
     path = config.paths[path_name]
-    ports = tuple(_port(config, devices[name], index) for name in path.interfaces)
+    members = [devices[name] for name in path.interfaces]
+    ports = tuple(_port(config, device, index) for device in members)
+    if any(_too_few_segments(config, device) for device in members):
+        ports = tuple(replace(port, mode="copy") if port.mode == "auto" else port for port in ports)
     frames = config.umem.frames
     if frames == "auto":  # a frame for every entry: no ring can ever wait for another's
         frames = sum(sum(asdict(port.rings).values()) for port in ports)
@@ -234,7 +237,7 @@ def _worker(
         huge_pages=config.umem.huge_pages,
         poll=path.poll,
         cpu=cpu,
-        multi_buffer=_needs_multi_buffer(config, [devices[name] for name in path.interfaces]),
+        multi_buffer=_needs_multi_buffer(config, members),
     )
 
 
@@ -244,7 +247,7 @@ def _port(config: Config, device: NetDevice, index: int) -> PortPlan:
         interface=device.name,
         ifindex=device.ifindex,
         queue=_selected(interface, device)[index],
-        mode="copy" if _too_few_segments(config, interface, device) else interface.mode,
+        mode=interface.mode,
         rings=Rings(**interface.rings.model_dump()),
         mtu=device.mtu,
     )
@@ -364,14 +367,14 @@ def _needs_multi_buffer(config: Config, members: Iterable[NetDevice]) -> bool:
     return any(device.mtu > largest_mtu(config.umem.frame_size) for device in members)
 
 
-def _too_few_segments(config: Config, interface: Interface, device: NetDevice) -> bool:
+def _too_few_segments(config: Config, device: NetDevice) -> bool:
     """Would zero-copy be granted, and then not send the longest packets? `auto` had better not ask for it.
 
     A driver that takes no more than one buffer refuses by itself, and says why.
     """
     segments = device.features.zerocopy_segments if device.features else 0
     return (
-        interface.mode == "auto"
+        config.interfaces[device.name].mode == "auto"
         and segments > 1
         and device.mtu > zerocopy_mtu(device, config.umem.frame_size)
     )
@@ -424,8 +427,8 @@ def _zerocopy_problem(config: Config, device: NetDevice) -> Problem | None:
     segments = device.features.zerocopy_segments if device.features else 0
     return config.problem(
         ("interfaces", device.name, "mode"),
-        f"with zero-copy the driver of {device.name} takes packets of {counted(max(segments, 1), 'frame')}, "
-        f"and the MTU of an interface of the path needs more; set interfaces.{device.name}.mode: auto, or MTUs "
+        f"with zero-copy {device.name} takes {counted(max(segments, 1), 'frame')} a packet, and "
+        f"the MTU of an interface of the path needs more; set interfaces.{device.name}.mode: auto, or MTUs "
         f"of at most {largest} with `ip link set`",
     )
 

@@ -132,6 +132,7 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "kernel": "What the kernel counts (XDP_STATISTICS).",
             "nic_rx_dropped": "Packets that the NIC lost of this queue, by the driver's names (`ethtool "
             "-S`) without the queue's number. Some drivers count here what the kernel counts as well.",
+            "multi_buffer": "Whether a packet may take several frames, because the MTU does not fit one.",
         },
     ),
     PortCounters: (

@@ -44,7 +44,7 @@ def plan(what: Plan) -> None:
             ", ".join(f"{port.interface}:{port.queue} {port.mode}" for port in worker.ports),
             worker.poll,
             "any" if worker.cpu is None else str(worker.cpu),
-            f"{worker.frames} x {worker.frame_size}",
+            f"{worker.frames} x {worker.frame_size}{', multi-buffer' if worker.multi_buffer else ''}",
             f"{worker.umem_bytes / MIB:.0f} MiB",
         )
     console.print(table, soft_wrap=False)

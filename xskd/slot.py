@@ -220,6 +220,7 @@ class Slot:
                 rings=asdict(port.rings),
                 counters=counters.ports[index],
                 kernel=kernel[index],
+                multi_buffer=self.plan.multi_buffer,
             )
             for index, port in enumerate(self.plan.ports)
         )

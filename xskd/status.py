@@ -21,7 +21,8 @@ WorkerState = Literal["starting", "forwarding", "backoff", "waiting", "stopping"
 class PortStatus:
     """One XSK. `mode` is what is in use, None while it is not bound; `rings` are sizes in entries.
 
-    `nic_rx_dropped` is what the NIC itself lost of this queue, as its driver names it.
+    `nic_rx_dropped` is what the NIC itself lost of this queue, as its driver names it. With `multi_buffer`
+    a packet may take several frames.
     """
 
     interface: str
@@ -32,6 +33,7 @@ class PortStatus:
     counters: PortCounters
     kernel: Statistics
     nic_rx_dropped: dict[str, int] = field(default_factory=dict)
+    multi_buffer: bool = False
 
 
 @dataclass(frozen=True)

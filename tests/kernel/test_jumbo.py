@@ -197,6 +197,7 @@ def test_the_daemon_reflects_them(wire: MakeWire, tmp_path: Path) -> None:
         assert net.taps[0].through(sent, net.taps[0]) == [net.swapped(packet) for packet in sent]
 
 
+@pytest.mark.moves("xskd_socket_multi_buffer")
 def test_the_mtu_changes_while_the_daemon_runs(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(mtu=1500)
     with running(net, tmp_path) as daemon:
@@ -204,6 +205,8 @@ def test_the_mtu_changes_while_the_daemon_runs(wire: MakeWire, tmp_path: Path) -
             set_mtu(net, mtu)
             assert net.eventually(partial(has_bound, daemon, bound), 20), daemon.log
             assert net.eventually(partial(passes, net, daemon, [frame(1, mtu + 14)]), 20), daemon.log
+            several = total(daemon.metrics(), "xskd_socket_multi_buffer")
+            assert several == (0 if mtu == 1500 else 2)
         assert has_bound(daemon, 3)
 
 

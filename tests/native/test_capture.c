@@ -6,6 +6,7 @@
 #include <errno.h>
 
 #include "../../csrc/capture.h"
+#include "../../csrc/frames.h"
 #include "../../csrc/syscalls.h"
 #include "scene.h"
 
@@ -44,6 +45,17 @@ static void tap(struct tapped *tapped, enum xskd_action action, uint32_t directi
 	tapped->fake->forward.capture = &tapped->capture;
 }
 
+/* The same with room for large packets. */
+static void enlarge(struct tapped *tapped)
+{
+	const uint64_t bytes = XSKD_CAPTURE_HEADER + (1 << 16);
+
+	tapped->ring = calloc(1, bytes);
+	tapped->ring->layout_version = XSKD_CAPTURE_LAYOUT;
+	EQUAL(xskd_capture_open(&tapped->capture, tapped->ring, bytes), 0);
+	EQUAL(xskd_capture_reader_open(&tapped->reader, tapped->ring, bytes), 0);
+}
+
 static void untap(struct tapped *tapped)
 {
 	done(tapped->fake);
@@ -55,7 +67,7 @@ struct block {
 	uint8_t packet[];
 };
 
-static uint8_t blocks[4096];
+static uint8_t blocks[1 << 16];
 
 /* Read what there is, at most so many packets. Returns how many. */
 static uint64_t read_blocks(struct tapped *tapped, uint64_t most)
@@ -152,6 +164,40 @@ TEST(a_short_snaplen_keeps_the_start_and_says_the_length)
 	for (uint32_t i = 0; i < 3; i++)
 		check_block(block_at(i), 0, 1, i, 1000, 17, false);
 	untap(&tapped);
+}
+
+/* Of several descriptors: one copy, whatever the place in the rings, cut by snaplen in any of its frames. The
+ * filter is asked about the first one. */
+TEST(a_packet_of_several_descriptors_is_one)
+{
+	static const uint32_t snaplens[] = { 17, 1791, 1792, 1793, 4000, 9000, 65535 };
+	static const struct bpf_insn long_ones[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_LEN, 0), BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, 8999, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, 1), BPF_STMT(BPF_RET | BPF_K, 0),
+	};
+
+	for (uint32_t n = 0; n < 14 * LENGTH(snaplens); n++) {
+		const uint32_t kept = at_most(snaplens[n % LENGTH(snaplens)], 9000);
+		struct tapped tapped;
+
+		tap(&tapped, XSKD_UNCHANGED, 1 << XSKD_IN | 1 << XSKD_OUT, 8);
+		free(tapped.ring);
+		enlarge(&tapped);
+		tapped.capture.snaplen = snaplens[n % LENGTH(snaplens)];
+		memcpy(tapped.capture.filter, long_ones, sizeof(long_ones));
+		tapped.capture.filter_length = LENGTH(long_ones);
+		for (int i = 0; i < FAKE_PORTS; i++) {
+			tapped.fake->ports[i].port.multi_buffer = 1;
+			tapped.fake->ports[i].port.max_length = 9018;
+		}
+		pass_packets(&tapped, 1 + n / 2, 60);
+		pass_packets(&tapped, 1, 9000);
+		EQUAL(tapped.ring->ports[0].refused, 1 + n / 2);
+		EQUAL(read_blocks(&tapped, 64), 2);
+		check_block(block_at(0), 0, 1, 1 + n / 2, 9000, kept, false);
+		check_block(block_at(1), 1, 2, 1 + n / 2, 9000, kept, false);
+		untap(&tapped);
+	}
 }
 
 /* What names no frame of ours is no packet; what is too short to go on came in all the same. */

@@ -32,6 +32,7 @@ def port(
         "queue": queue,
         "mode_wanted": "auto",
         "mode": "copy",
+        "multi_buffer": False,
         "rings": SIZES,
         "kernel": taken((*KERNEL, *BENIGN)),
         "nic_rx_dropped": taken(("drops",)),
