@@ -20,7 +20,7 @@ from test_daemon_reload import both, forwards, untouched
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
 
-LIMIT = 2048 - 256 - 22  # bytes of MTU that frames of 2048 bytes take
+LIMIT = 18 * (2048 - 256) - 22  # with frames of 2048 bytes
 GONE = "no such interface in this network namespace; `ip -br link` lists them"
 ALL = connect(interface=f"queues: all, rings: {SMALL}", rest="umem: {frame_size: 2048}")
 
@@ -171,7 +171,7 @@ def test_an_mtu_that_does_not_fit_stops_its_path_alone(wire: MakeWire, tmp_path:
     net = wire(links=4)
     with running(net, tmp_path, both(rest="umem: {frame_size: 2048}")) as daemon, untouched(net, daemon):
         net.link(net.dut, "eth4", "mtu", str(LIMIT + 1))
-        said = f"MTU {LIMIT + 1} does not fit frames of 2048 bytes, which take up to {LIMIT}"
+        said = f"MTU {LIMIT + 1} does not fit 18 frames of 2048 bytes, the most that a packet may take"
         assert waits(daemon, said)
         net.link(net.dut, "eth4", "mtu", str(LIMIT))
         comes_back(daemon, "had an MTU that fits")

@@ -123,7 +123,7 @@ def test_the_other_end_of_a_veth_in_a_namespace_without_a_name(wire: MakeWire, t
 LEFT = f"ip link set dev eth1 xdp obj {OBJECT} sec xdp.frags"
 # Whom it is set for, the check that must see it, with which verdict, and the command that sets it in the dut.
 TRAPS = [
-    ("eth1", "MTU", "FAIL", "ip link set dev eth1 mtu 9000"),
+    ("eth1", "MTU", "FAIL", "ip link set dev eth1 mtu 65535"),
     ("eth1", "link", "WARN", "ip link set dev eth1 down"),
     ("eth1", "default route", "FAIL", "ip route add default dev eth1"),
     ("path wire", "width", "FAIL", "ethtool -L eth2 rx 1 tx 1"),
