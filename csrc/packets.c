@@ -135,7 +135,8 @@ static bool hopeless(const struct xskd_port *in, uint32_t n, uint32_t room)
 }
 
 /* Up to the packet's end, or as far as it is there. Entry by entry and from the front, for its end may not be
- * among them; `rx_rest` says at any time what the next one is. Returns the entries. */
+ * among them. Cut off in here, the last entry that was worked off says what the next one is (adopt.c); after
+ * that it is `rx_rest`. Returns the entries. */
 static uint32_t __attribute__((cold)) discard(struct xskd_port *in, uint32_t n)
 {
 	struct xskd_ring *rx = &in->rings[XSKD_RX];
@@ -146,8 +147,6 @@ static uint32_t __attribute__((cold)) discard(struct xskd_port *in, uint32_t n)
 	count(&in->counters->drops[XSKD_DROP_FRAGMENTS], begins);
 	count(&in->counters->rx_packets, begins);
 	intend(in->umem, OPERATION_RECEIVE, in->index, in->index, 0);
-	set(&in->counters->rx_rest, 1);
-	in_this_order();
 	for (; rest && taken < n; taken++) {
 		rest = continues(ring_desc(rx, taken));
 		count(&in->counters->rx_bytes, ring_desc(rx, taken)->len);
