@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xskd.difference import Difference, difference, same_hook, same_sockets
+from xskd.features import Features
 from xskd.plan import InterfacePlan, Plan, PortPlan, WaitingPath, WorkerPlan
 from xskd.uapi import Rings
 
@@ -268,3 +269,15 @@ def test_nobody_is_in_two_lists_and_nobody_unchanged_is_in_any(old: Plan, new: P
     assert len({one.name for one in hooks}) == len(hooks)
     assert not {*hooks, *steps.detach} & (set(old.interfaces) & set(new.interfaces))
     assert all(before.name == after.name and before != after for before, after in steps.tune)
+
+
+def test_an_mtu_that_takes_several_frames_needs_new_sockets_and_another_such_does_not() -> None:
+    able = Features(frozenset({"rx-sg"}), 0)
+
+    def at(mtu: int) -> Plan:
+        return plan(connect(), device("eth1", mtu=mtu, features=able), device("eth2", features=able))
+
+    assert list(difference(at(1500), at(3818))) == ["wire/0: MTU of eth1 3818"]
+    assert list(difference(at(1500), at(9000))) == ["wire/0: new sockets"]
+    assert list(difference(at(9000), at(8000))) == ["wire/0: MTU of eth1 8000"]
+    assert list(difference(at(8000), at(1500))) == ["wire/0: new sockets"]
