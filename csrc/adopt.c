@@ -42,6 +42,7 @@
 #include "frames.h"
 #include "packets.h"
 #include "ring.h"
+#include "route.h"
 
 #define NO_FRAME UINT32_MAX     /* what an address outside the UMEM names */
 #define NO_RING XSKD_RINGS
@@ -177,6 +178,16 @@ static void complete_batch(const struct batch *batch, struct xskd_adoption *repo
 	}
 }
 
+/* A packet that is lost here may not have got to where it forgets its way (route.h): before its frame is free,
+ * or nobody would find it again. */
+static void forget_packet(const struct xskd_port *port, uint32_t index)
+{
+	const struct xskd_ring *ring = &port->rings[XSKD_TX];
+	const uint64_t addr = ((const struct xdp_desc *)ring->entries)[index & ring_mask(ring)].addr;
+
+	route_forget(port->umem->area + addr, addr & (port->umem->frame_size - 1));
+}
+
 /* The first n slots were written and never submitted. Last to first: if this is cut off, what is left are
  * still the first ones. */
 static void undo_batch(const struct batch *batch, uint32_t n, struct xskd_adoption *report)
@@ -190,6 +201,8 @@ static void undo_batch(const struct batch *batch, uint32_t n, struct xskd_adopti
 
 		if (owner_of(umem, frame) != after)
 			continue;
+		if (batch->operation == OPERATION_FORWARD)
+			forget_packet(batch->to, batch->index + n);
 		umem->owner[frame] = OWNER_FREE;
 		undone += batch->operation != OPERATION_FORWARD ||
 			  ends_packet(batch->to, XSKD_TX, batch->index + n);

@@ -21,6 +21,7 @@
 #include "observe.h"
 #include "packets.h"
 #include "ring.h"
+#include "route.h"
 #include "syscalls.h"
 
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -61,7 +62,7 @@ struct progress {
 /* One packet from RX to TX: receive, act, transmit. Returns its length; 0: it cannot go, and nothing has
  * happened to it. */
 static inlined uint64_t forward_one(const struct hop *hop, const struct xdp_desc *rx, struct xdp_desc *tx,
-				    bool swap)
+				    enum xskd_action action)
 {
 	const uint64_t addr = rx->addr, length = length_of(rx);
 
@@ -74,20 +75,24 @@ static inlined uint64_t forward_one(const struct hop *hop, const struct xdp_desc
 	in_this_order();
 	hop->frames.owner[addr >> hop->frames.shift] = hop->to;
 	in_this_order();
-	if (swap)
+	if (action == XSKD_SWAP_MACS)
 		swap_macs(hop->area + addr);
+	if (action == XSKD_ROUTE) {
+		route_mend(hop->area + addr);
+		route_forget(hop->area + addr, ROUTE_META);
+	}
 	return length;
 }
 
 /* At most n packets. Returns how many could go, and adds their bytes. */
 static inlined uint32_t forward_block(const struct hop *hop, const struct xdp_desc *rx, struct xdp_desc *tx,
-				      uint32_t n, bool swap, uint64_t *bytes)
+				      uint32_t n, enum xskd_action action, uint64_t *bytes)
 {
 	uint32_t i;
 
 #pragma GCC unroll BLOCK
 	for (i = 0; i < n; i++) {
-		uint64_t length = forward_one(hop, rx + i, tx + i, swap);
+		uint64_t length = forward_one(hop, rx + i, tx + i, action);
 
 		if (unlikely(length == 0))
 			break;
@@ -100,7 +105,7 @@ static inlined uint32_t forward_block(const struct hop *hop, const struct xdp_de
  * that nothing but this is in the processor's way. */
 static inlined struct progress forward_run(const struct xskd_port *in, const struct xskd_port *out,
 					   const struct xdp_desc *rx, const struct xdp_desc *end,
-					   struct xdp_desc *tx, bool swap)
+					   struct xdp_desc *tx, enum xskd_action action)
 {
 	const struct hop hop = {
 		.frames = frames_of(in->umem), .area = in->umem->area, .max_length = out->max_length,
@@ -110,11 +115,11 @@ static inlined struct progress forward_run(const struct xskd_port *in, const str
 	uint32_t good;
 
 	for (; end - rx >= BLOCK; rx += BLOCK, tx += BLOCK) {
-		good = forward_block(&hop, rx, tx, BLOCK, swap, &bytes);
+		good = forward_block(&hop, rx, tx, BLOCK, action, &bytes);
 		if (unlikely(good < BLOCK))
 			return (struct progress){ rx + good, bytes };
 	}
-	good = forward_block(&hop, rx, tx, (uint32_t)(end - rx), swap, &bytes);
+	good = forward_block(&hop, rx, tx, (uint32_t)(end - rx), action, &bytes);
 	return (struct progress){ rx + good, bytes };
 }
 
@@ -123,25 +128,35 @@ static __attribute__((noinline)) struct progress
 connect_run(const struct xskd_port *in, const struct xskd_port *out, const struct xdp_desc *rx,
 	    const struct xdp_desc *end, struct xdp_desc *tx)
 {
-	return forward_run(in, out, rx, end, tx, false);
+	return forward_run(in, out, rx, end, tx, XSKD_UNCHANGED);
 }
 
 static __attribute__((noinline)) struct progress
 reflect_run(const struct xskd_port *in, const struct xskd_port *out, const struct xdp_desc *rx,
 	    const struct xdp_desc *end, struct xdp_desc *tx)
 {
-	return forward_run(in, out, rx, end, tx, true);
+	return forward_run(in, out, rx, end, tx, XSKD_SWAP_MACS);
 }
 
-/* The packet that stopped a run: count why, take its frame back. Returns its length in bytes. */
-static uint64_t __attribute__((noinline, cold)) drop(struct xskd_port *in, const struct xdp_desc *desc)
+/* For packets that route_look() has found to leave by `out`. */
+static __attribute__((noinline)) struct progress
+route_run(const struct xskd_port *in, const struct xskd_port *out, const struct xdp_desc *rx,
+	  const struct xdp_desc *end, struct xdp_desc *tx)
+{
+	return forward_run(in, out, rx, end, tx, XSKD_ROUTE);
+}
+
+/* A packet that is good but for `otherwise`: count why it cannot go, take its frame back, with nothing in front
+ * of it that a later packet could take for its own. Returns its length in bytes. */
+static uint64_t __attribute__((noinline, cold)) drop(struct xskd_port *in, const struct xdp_desc *desc,
+						     enum xskd_drop otherwise)
 {
 	const struct frames frames = frames_of(in->umem);
 
 	if (owned(&frames, desc->addr, (uint8_t)(OWNER_RX_SIDE | in->index)) &&
 	    fits(&frames, desc->addr, length_of(desc))) {
-		count(&in->counters->drops[desc->len < ETH_HLEN ? XSKD_DROP_UNDERSIZE :
-								  XSKD_DROP_OVERSIZE], 1);
+		count(&in->counters->drops[desc->len < ETH_HLEN ? XSKD_DROP_UNDERSIZE : otherwise], 1);
+		route_forget(in->umem->area + desc->addr, desc->addr & frames.mask);
 		put_free(in->umem, (uint32_t)(desc->addr >> frames.shift));
 		in->rx_side--;
 	} else {
@@ -222,10 +237,23 @@ static inline uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 	return n;
 }
 
-/* The egress TX ring is full. Packets wait in RX, where the kernel counts an overrun as rx_ring_full;
- * past the deadline they are dropped here, so that the ingress does not stall with its egress. */
-static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forward *forward,
-							struct xskd_port *in, struct xskd_port *out)
+/* The next packets, at most n, will be dropped: they are no longer what they say they are. */
+static void forget(const struct xskd_port *in, uint32_t n)
+{
+	const struct frames frames = frames_of(in->umem);
+
+	for (uint32_t i = 0; i < n; i++) {
+		const uint64_t addr = ring_desc(&in->rings[XSKD_RX], i)->addr;
+
+		if (owned(&frames, addr, (uint8_t)(OWNER_RX_SIDE | in->index)))
+			route_forget(in->umem->area + addr, addr & frames.mask);
+	}
+}
+
+/* The egress TX ring is full for at most `most` packets. They wait in RX, where the kernel counts an overrun as
+ * rx_ring_full; past the deadline they are dropped here, so that the ingress does not stall with its egress. */
+static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forward *forward, struct xskd_port *in,
+							struct xskd_port *out, uint32_t most)
 {
 	struct xdp_desc held[XSKD_BURST];
 	uint32_t n;
@@ -237,9 +265,11 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 		out->blocked_since_ns = forward->now_ns;
 	if (forward->now_ns - out->blocked_since_ns < DEADLINE_NS)
 		return 0;
-	n = ring_peek(&in->rings[XSKD_RX], XSKD_BURST);
+	n = ring_peek(&in->rings[XSKD_RX], most);
 	if (forward->capture)
 		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
+	if (forward->action == XSKD_ROUTE)
+		forget(in, n);
 	n = xskd_receive(in, held, n);
 	xskd_umem_give(in->umem, held, n);
 	count(&in->counters->drops[XSKD_DROP_TX_FULL], n);
@@ -249,7 +279,7 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 /* One burst of at most `most` packets from one port to its egress: receive, act, transmit. Returns the packets
  * taken from RX. */
 static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct xskd_port *in,
-				      struct xskd_port *out, uint32_t most)
+				      struct xskd_port *out, uint32_t most, bool route)
 {
 	struct xskd_ring *rx = &in->rings[XSKD_RX], *tx = &out->rings[XSKD_TX];
 	const uint32_t waiting = ring_used_by_consumer(rx), unsent = ring_used_by_producer(tx);
@@ -261,8 +291,9 @@ static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct
 
 	observe(in, XSKD_RX, waiting);
 	if (unlikely(room == 0))
-		return blocked(forward, in, out);
-	out->blocked_since_ns = 0;
+		return blocked(forward, in, out, most);
+	if (!route)
+		out->blocked_since_ns = 0;
 	if (n == 0) {
 		observe(out, XSKD_TX, unsent);
 		return 0;
@@ -272,14 +303,15 @@ static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct
 	for (uint32_t done = 0; done < n;) {
 		const struct xdp_desc *from = ring_desc(rx, done);
 		const struct xdp_desc *end = from + ring_run(tx, sent, ring_run(rx, done, n - done));
-		struct progress run = swap ? reflect_run(in, out, from, end, ring_desc(tx, sent)) :
+		struct progress run = route ? route_run(in, out, from, end, ring_desc(tx, sent)) :
+				      swap ? reflect_run(in, out, from, end, ring_desc(tx, sent)) :
 					     connect_run(in, out, from, end, ring_desc(tx, sent));
 
 		sent += (uint32_t)(run.end - from);
 		done += (uint32_t)(run.end - from);
 		bytes += run.bytes;
 		if (unlikely(run.end != end)) {
-			dropped_bytes += drop(in, run.end);
+			dropped_bytes += drop(in, run.end, XSKD_DROP_OVERSIZE);
 			done++;
 		}
 	}
@@ -304,24 +336,93 @@ static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct
 /* The same while somebody wants copies: of what arrives as it came, of what leaves as it goes. Copying is no part
  * of a batch, so that a worker that is killed meanwhile leaves nothing in doubt. A frame that was submitted holds
  * still until our own next turn. */
-static uint32_t __attribute__((noinline, cold)) copied_burst(const struct xskd_forward *forward,
-							     struct xskd_port *in, struct xskd_port *out)
+static uint32_t __attribute__((noinline, cold)) copied_burst(const struct xskd_forward *forward, struct xskd_port *in,
+							     struct xskd_port *out, uint32_t most, bool route)
 {
 	struct xskd_ring *rx = &in->rings[XSKD_RX], *tx = &out->rings[XSKD_TX];
-	const uint32_t first = tx->own, n = ring_peek(rx, ring_reserve(tx, XSKD_BURST));
+	const uint32_t first = tx->own, room = ring_reserve(tx, most), n = ring_peek(rx, room);
 	uint32_t taken;
 
+	if (room == 0)
+		return blocked(forward, in, out, most);
 	xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
-	taken = forward_burst(forward, in, out, n);
+	taken = forward_burst(forward, in, out, n, route);
 	xskd_capture_burst(forward->capture, out, XSKD_TX, first - tx->own, tx->own - first);
 	return taken;
 }
 
-/* Packets of several descriptors, or somebody wants copies. */
-static uint32_t __attribute__((noinline, cold)) slower_burst(const struct xskd_forward *forward,
-							     struct xskd_port *in, struct xskd_port *out)
+/* ---- routing ----------------------------------------------------------------------------------- */
+
+enum { NOWHERE = XSKD_MAX_PORTS };      /* in the place of an egress: there is none */
+
+/* By which port each of the next n packets of a port leaves. What is no packet leaves nowhere. */
+static void __attribute__((noinline)) route_look(const struct xskd_forward *forward, const struct xskd_port *in,
+						 uint32_t n, uint8_t *egress)
 {
-	return in->multi_buffer ? packets_burst(forward, in, out) : copied_burst(forward, in, out);
+	const struct frames frames = frames_of(in->umem);
+	const uint8_t *area = in->umem->area;
+	const uint32_t ports = forward->port_count;
+
+	for (uint32_t i = 0; i < n; i++) {
+		const struct xdp_desc *desc = ring_desc(&in->rings[XSKD_RX], i);
+
+		egress[i] = NOWHERE;
+		if (desc->addr >> frames.shift < frames.count && fits(&frames, desc->addr, length_of(desc)))
+			egress[i] = (uint8_t)route_egress(area + desc->addr, desc->addr & frames.mask,
+							  desc->len, ports, NOWHERE);
+	}
+}
+
+/* Packets that leave nowhere. */
+static uint32_t __attribute__((noinline, cold)) drop_burst(const struct xskd_forward *forward, struct xskd_port *in,
+							   uint32_t n)
+{
+	struct xskd_ring *rx = &in->rings[XSKD_RX];
+	uint64_t bytes = 0;
+
+	if (forward->capture)
+		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
+	intend(in->umem, OPERATION_RECEIVE, in->index, in->index, 0);
+	for (uint32_t i = 0; i < n; i++)
+		bytes += drop(in, ring_desc(rx, i), XSKD_DROP_NO_METADATA);
+	ring_release(rx, n);
+	settle(in->umem);
+	count_burst(in->counters->rx_batches, n);
+	count(&in->counters->rx_packets, n);
+	count(&in->counters->rx_bytes, bytes);
+	return n;
+}
+
+/* One burst from one port, cut into runs of packets with the same egress: each is a batch of its own, in the
+ * order of arrival. An egress that is full stops it, and is noted; see blocked(). */
+static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forward, struct xskd_port *in)
+{
+	const uint32_t waiting = ring_used_by_consumer(&in->rings[XSKD_RX]);
+	const uint32_t n = ring_given(&in->rings[XSKD_RX], waiting, XSKD_BURST);
+	uint8_t egress[XSKD_BURST];
+	uint32_t done, taken;
+
+	observe(in, XSKD_RX, waiting);
+	route_look(forward, in, n, egress);
+	forward->egress[in->index] = NOWHERE;
+	for (done = 0; done < n; done += taken) {
+		struct xskd_port *out = egress[done] == NOWHERE ? NULL : forward->ports[egress[done]];
+		uint32_t run = 1;
+
+		while (done + run < n && egress[done + run] == egress[done])
+			run++;
+		if (unlikely(!out))
+			taken = drop_burst(forward, in, run);
+		else if (unlikely(forward->capture))
+			taken = copied_burst(forward, in, out, run, true);
+		else
+			taken = forward_burst(forward, in, out, run, true);
+		if (unlikely(taken == 0)) {
+			forward->egress[in->index] = egress[done];
+			break;
+		}
+	}
+	return done;
 }
 
 /* Nothing arrives, the driver asks to be woken, and there is something on FILL to wake it for. */
@@ -332,30 +433,90 @@ static inline bool may_have_run_dry(const struct xskd_port *port)
 	return ring_needs_wakeup(fill) && ring_used_by_producer(fill);
 }
 
+/* What has been sent from `out` is what `in` needs next; what it has no room for is anybody's. Returns frames
+ * moved. */
+static inlined uint32_t recycle_all(struct xskd_port *out, struct xskd_port *in)
+{
+	uint32_t moved = recycle(out, in);
+
+	if (unlikely(ring_used_by_consumer(&out->rings[XSKD_COMPLETION])))
+		moved += xskd_complete(out);
+	return moved;
+}
+
+static inlined void tell_to_send(struct xskd_port *out)
+{
+	const uint32_t pending = ring_used_by_producer(&out->rings[XSKD_TX]);
+
+	if (pending)
+		port_wakeup_tx(out, pending);
+}
+
+/* FILL is filled up, and its driver woken where it asks. `taken`: packets that this turn took from RX. */
+static inlined uint32_t replenish(struct xskd_port *in, uint32_t taken)
+{
+	uint32_t moved = 0;
+
+	if (ring_reserve(&in->rings[XSKD_FILL], 1))
+		moved = xskd_refill(in);
+	if (in->refilled || (taken == 0 && may_have_run_dry(in)))
+		xskd_wakeup_rx(in);
+	return moved;
+}
+
+/* An egress with some room is still too slow for what it gets, if it was full and is not half empty since: its
+ * packets are dropped at once when it is full again. Else each free slot would give it a new deadline, and a
+ * slow egress would slow down all the others, which is what the deadline is there to prevent. */
+static inline void route_unblock(struct xskd_port *out)
+{
+	const struct xskd_ring *tx = &out->rings[XSKD_TX];
+
+	if (unlikely(out->blocked_since_ns) && ring_used_by_producer(tx) <= tx->size / 2)
+		out->blocked_since_ns = 0;
+}
+
+/* A turn of XSKD_ROUTE: each port may send to each, so it is told to send when all have had their burst. Frames
+ * that were sent are for the FILL of the same port first: what a port sends and what it receives is about the
+ * same in most networks, and the others take what they need from the free stack. */
+static uint32_t __attribute__((noinline)) route_turn(struct xskd_forward *forward)
+{
+	uint32_t moved = 0, taken;
+
+	for (uint32_t i = 0; i < forward->port_count; i++) {
+		moved += recycle_all(forward->ports[i], forward->ports[i]);
+		route_unblock(forward->ports[i]);
+	}
+	for (uint32_t i = 0; i < forward->port_count; i++) {
+		moved += taken = route_burst(forward, forward->ports[i]);
+		moved += replenish(forward->ports[i], taken);
+	}
+	for (uint32_t i = 0; i < forward->port_count; i++)
+		tell_to_send(forward->ports[i]);
+	for (uint32_t i = 0; i < forward->port_count; i++)
+		if (unlikely(forward->ports[i]->until_sample == 0))
+			observe_sent(forward->ports[i]);
+	return moved;
+}
+
 /* One turn over all ports. Returns frames moved; 0 means that there was nothing to do. */
 uint32_t xskd_forward_turn(struct xskd_forward *forward)
 {
 	uint32_t moved = 0;
 
+	if (unlikely(forward->action == XSKD_ROUTE))
+		return route_turn(forward);
 	for (uint32_t i = 0; i < forward->port_count; i++) {
 		struct xskd_port *in = forward->ports[i], *out = forward->ports[forward->egress[i]];
-		uint32_t taken, pending;
+		uint32_t taken;
 
-		moved += recycle(out, in);
-		if (unlikely(ring_used_by_consumer(&out->rings[XSKD_COMPLETION])))
-			moved += xskd_complete(out);
-		taken = unlikely(forward->capture || in->multi_buffer) ?
-				slower_burst(forward, in, out) : forward_burst(forward, in, out, XSKD_BURST);
+		moved += recycle_all(out, in);
+		taken = unlikely(forward->capture) ? copied_burst(forward, in, out, XSKD_BURST, false) :
+						     forward_burst(forward, in, out, XSKD_BURST, false);
 		moved += taken;
-		pending = ring_used_by_producer(&out->rings[XSKD_TX]);
-		if (pending)
-			port_wakeup_tx(out, pending);
+		tell_to_send(out);
 		if (unlikely(in->until_sample == 0))
 			observe_sent(in);
-		if (ring_reserve(&in->rings[XSKD_FILL], 1))
-			moved += xskd_refill(in);
-		if (in->refilled || (taken == 0 && may_have_run_dry(in)))
-			xskd_wakeup_rx(in);
+		moved += replenish(in, taken);
 	}
 	return moved;
 }
@@ -370,9 +531,17 @@ static int first_error(const struct xskd_forward *forward)
 	return 0;
 }
 
+/* Does what is in a port's RX wait for room on a full TX ring? Then it is no news that there is something. */
+static bool held_up(const struct xskd_forward *forward, uint32_t port)
+{
+	const uint32_t egress = forward->egress[port];
+
+	return egress != NOWHERE && forward->ports[egress]->blocked_since_ns;
+}
+
 /* Sleeps until a packet arrives, a full TX ring has room, somebody writes to control_fd, or the time is
  * up. POLLOUT is asked for only while TX is blocked: it is ready whenever TX is at most half full, so
- * asking always would never sleep. POLLIN is left out for a port whose egress is blocked, for the same
+ * asking always would never sleep. POLLIN is left out for a port that is held up, for the same
  * reason. poll() itself does the wakeup of an empty FILL ring. */
 static int wait_for_work(struct xskd_forward *forward, uint64_t timeout_ns)
 {
@@ -381,10 +550,9 @@ static int wait_for_work(struct xskd_forward *forward, uint64_t timeout_ns)
 
 	for (uint32_t i = 0; i < forward->port_count; i++) {
 		const struct xskd_port *port = forward->ports[i];
-		const struct xskd_port *out = forward->ports[forward->egress[i]];
 		short events = 0;
 
-		if (!out->blocked_since_ns)
+		if (!held_up(forward, i))
 			events |= POLLIN;
 		if (port->blocked_since_ns)
 			events |= POLLOUT;

@@ -96,6 +96,7 @@ enum xskd_place {
 enum xskd_action {
 	XSKD_UNCHANGED,         /* connect: a bump in the wire */
 	XSKD_SWAP_MACS,         /* reflect: source and destination Ethernet address change places */
+	XSKD_ROUTE,             /* route: where it says in front of each packet, with one hop less to go */
 };
 
 enum xskd_poll { XSKD_POLL_ADAPTIVE, XSKD_POLL_BUSY, XSKD_POLL_WAKEUP };
@@ -209,7 +210,9 @@ struct xskd_capture;
 
 struct xskd_forward {
 	struct xskd_port *ports[XSKD_MAX_PORTS];
-	uint32_t egress[XSKD_MAX_PORTS];        /* what arrives on port i leaves by port egress[i] */
+	/* What arrives on port i leaves by port egress[i]. With XSKD_ROUTE each packet has its own, and this is
+	 * the one that port i's next packet could not have in its last turn, or XSKD_MAX_PORTS: it waits for none. */
+	uint32_t egress[XSKD_MAX_PORTS];
 	uint32_t port_count;
 	uint32_t action;        /* enum xskd_action */
 	uint32_t poll;          /* enum xskd_poll */

@@ -19,7 +19,7 @@ int main(int argc, char **argv)
 	struct fake *fake = fake_new(&sizes, action);
 	uint64_t packets = 0;
 
-	for (int i = 0; i < FAKE_PORTS; i++) {
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
 		fake->ports[i].flags[XSKD_TX] = XDP_RING_NEED_WAKEUP;   /* as in copy mode */
 		fake->ports[i].tx_budget = XSKD_BURST;
 		xskd_refill(&fake->ports[i].port);

@@ -102,11 +102,11 @@ struct fake *fake_new(const struct fake_sizes *sizes, enum xskd_action action)
 	umem->intent = &fake->counters.intent;
 	fake->has = zeroed(sizes->frames, 1);
 	xskd_umem_reset(umem);
-	for (uint32_t i = 0; i < FAKE_PORTS; i++) {
+	fake->forward.port_count = action == XSKD_ROUTE ? FAKE_MOST_PORTS : FAKE_PORTS;
+	for (uint32_t i = 0; i < fake->forward.port_count; i++) {
 		port_new(fake, i, sizes);
-		fake->forward.egress[i] = action == XSKD_SWAP_MACS ? i : FAKE_PORTS - 1 - i;
+		fake->forward.egress[i] = action == XSKD_UNCHANGED ? FAKE_PORTS - 1 - i : i;
 	}
-	fake->forward.port_count = FAKE_PORTS;
 	fake->forward.action = action;
 	fake->forward.control_fd = -1;
 	fake->forward.counters = &fake->counters;
@@ -123,7 +123,7 @@ void fake_free(struct fake *fake)
 		unshare();
 		return;
 	}
-	for (uint32_t i = 0; i < FAKE_PORTS; i++) {
+	for (uint32_t i = 0; i < FAKE_MOST_PORTS; i++) {
 		for (int name = 0; name < XSKD_RINGS; name++)
 			free(fake->ports[i].port.rings[name].entries);
 		free(fake->ports[i].in_kernel);
@@ -212,6 +212,8 @@ bool fake_deliver_odd(struct fake_port *fake, uint64_t offset, uint32_t length, 
 	frame_goes(fake->fake, addr);
 	for (uint32_t i = 0; i < length && offset + i < fake->fake->umem.frame_size; i++)
 		fake->fake->umem.area[addr + offset + i] = fake_byte(fake->fake->delivered, i);
+	if (fake->fake->on_arrival && offset + length <= fake->fake->umem.frame_size)
+		fake->fake->on_arrival(fake, fake->fake->delivered, fake->fake->umem.area + addr + offset, length);
 	fake->fake->delivered++;
 	fake_deliver_raw(fake, addr + offset, length, options);
 	return true;

@@ -15,7 +15,8 @@
 
 #include "../../csrc/forward.h"
 
-#define FAKE_PORTS 2
+#define FAKE_PORTS 2            /* of connect and reflect */
+#define FAKE_MOST_PORTS 3       /* of route */
 #define FAKE_OFFSET 256         /* where the kernel puts a packet in its frame */
 #define FAKE_ANSWERS 64
 #define FAKE_WALL_NS 1700000000123456789ull     /* wall clock when ours began */
@@ -48,23 +49,26 @@ struct fake {
 	struct xskd_forward forward;
 	struct xskd_umem umem;
 	struct xskd_counters counters;
-	struct fake_port ports[FAKE_PORTS];
+	struct fake_port ports[FAKE_MOST_PORTS];
 	uint8_t *has;           /* per frame: the kernel has it */
 	uint32_t violations;    /* frames given twice, descriptors that a real kernel would refuse */
 	uint32_t delivered;     /* packets so far; each carries its number */
+	uint32_t unrouted;      /* of them, those that `on_arrival` gave nothing to go by */
+	void (*on_arrival)(struct fake_port *port, uint32_t number, uint8_t *packet, uint32_t length);
 	void (*on_wire)(struct fake_port *port, const uint8_t *packet, uint32_t length);
 	uint64_t now_ns, tick_ns;       /* every look at the clock takes a tick */
 	uint64_t usage[6];      /* what xskd_sys_usage says */
 	uint32_t polls, now_calls;
 	uint64_t slept_ns, timeout_ns;  /* all of it, and of the last poll */
 	int poll_answer;        /* -errno of every poll, 0: as it goes */
-	short polled[FAKE_PORTS];       /* events the last poll asked for */
+	short polled[FAKE_MOST_PORTS];       /* events the last poll asked for */
 	uint32_t control_after; /* control_fd is readable from this poll on; 0: never */
 	int (*instead_of_wakeup_tx)(int fd);    /* NULL: fake_wakeup_tx */
 	size_t shared_bytes;    /* from here on, if it is shared */
 };
 
-/* Two ports, what arrives on one leaves by the other (connect), or each by itself (reflect). */
+/* Two ports, what arrives on one leaves by the other (connect), or each by itself (reflect); three, and it says in
+ * front of each packet (route). */
 struct fake *fake_new(const struct fake_sizes *sizes, enum xskd_action action);
 void fake_free(struct fake *fake);
 /* The next TX wakeup (after those already queued) answers so. */

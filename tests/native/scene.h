@@ -24,7 +24,7 @@ static inline struct fake *ready(const struct fake_sizes *sizes, enum xskd_actio
 {
 	struct fake *fake = fake_new(sizes, action);
 
-	for (int i = 0; i < FAKE_PORTS; i++) {
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
 		xskd_refill(&fake->ports[i].port);
 		fake->ports[i].port.refilled = 0;
 	}
@@ -51,13 +51,25 @@ static inline void check_frames(struct fake *fake)
 	EQUAL(fake->violations, 0);
 }
 
+/* Nothing is on its way: all frames are free, or with the kernel to receive into. */
+static inline void check_at_home(const struct fake *fake)
+{
+	uint32_t frames = fake->umem.free_count + fake->umem.quarantined;
+
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
+		EQUAL(fake->ports[i].port.tx_side, 0);
+		frames += fake->ports[i].port.rx_side;
+	}
+	EQUAL(frames, fake->umem.frames);
+}
+
 /* And what came in went out, or was dropped for one reason. For tests of the loop alone. */
 static inline void check_conserved(struct fake *fake)
 {
 	uint64_t in = 0, out = 0;
 
 	check_frames(fake);
-	for (int i = 0; i < FAKE_PORTS; i++) {
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
 		in += fake->counters.ports[i].rx_packets;
 		out += fake->counters.ports[i].tx_packets + drops_of(&fake->counters.ports[i]);
 	}

@@ -83,6 +83,13 @@ static void some_packets(struct fake *fake)
 	deliver(fake, 1, 2, 64);
 }
 
+/* Runs of several lengths, one of them over the end of the ring, and packets without metadata between them. */
+static void packets_for_three(struct fake *fake)
+{
+	for (int i = 0; i < (int)fake->forward.port_count; i++)
+		deliver(fake, i, 8, 60);
+}
+
 /* Completions on both ports, room for some of them on FILL, and frames of both kinds on their way. */
 static void some_completions(struct fake *fake)
 {
@@ -112,7 +119,7 @@ static void bad_packets(struct fake *fake)
 
 static void tx_full(struct fake *fake)
 {
-	for (int i = 0; i < FAKE_PORTS; i++)
+	for (int i = 0; i < (int)fake->forward.port_count; i++)
 		fake->ports[i].tx_budget = 0;
 	deliver(fake, 0, 8, 60);
 	two_turns(fake);
@@ -129,7 +136,7 @@ static void tx_full_for_long(struct fake *fake)
 
 static void no_frame_left(struct fake *fake)
 {
-	for (int i = 0; i < FAKE_PORTS; i++) {
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
 		fake->ports[i].tx_budget = 2;
 		deliver(fake, i, 8, 60);
 	}
@@ -138,7 +145,7 @@ static void no_frame_left(struct fake *fake)
 
 static void late_kernel(struct fake *fake)
 {
-	for (int i = 0; i < FAKE_PORTS; i++) {
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
 		fake->ports[i].fill_late = 3;
 		fake->ports[i].prefetch = 2;
 		fake->ports[i].tx_budget = 2;
@@ -250,23 +257,19 @@ static const struct scene scenes[] = {
 	{ "no frame left", XSKD_UNCHANGED, 8, 16, no_frame_left, two_turns, .bad = 0 },
 	{ "late kernel", XSKD_UNCHANGED, 8, 24, late_kernel, two_turns, .bad = 0 },
 	{ "library", XSKD_UNCHANGED, 8, 24, some_completions, library, .uncounted = true },
-	{ "several", XSKD_UNCHANGED, 16, 48, several, turn, .several = true },
-	{ "several of reflect", XSKD_SWAP_MACS, 16, 48, several, two_turns, .several = true },
-	{ "several and little room", XSKD_UNCHANGED, 8, 48, several_and_little_room, two_turns,
-	  .several = true },
-	{ "several, some bad", XSKD_UNCHANGED, 16, 48, bad_ones_of_several, turn, .bad = 3, .refused = 1,
-	  .several = true },
-	{ "several for long", XSKD_UNCHANGED, 8, 48, tx_full_for_long, two_turns, .uncounted = true,
-	  .several = true },
-	{ "several, library", XSKD_UNCHANGED, 16, 48, several, library, .uncounted = true, .several = true },
-	{ "too many", XSKD_UNCHANGED, 64, 256, too_many, two_turns, .bad = 21, .several = true },
-	{ "the rest of one", XSKD_UNCHANGED, 64, 256, the_rest_of_one, two_turns, .bad = 24, .several = true },
+	{ "route", XSKD_ROUTE, 8, 48, some_packets, turn, .bad = 0 },
+	{ "route by three", XSKD_ROUTE, 8, 48, packets_for_three, two_turns, .bad = 0 },
+	{ "recycle of route", XSKD_ROUTE, 8, 48, some_completions, turn, .bad = 0 },
+	{ "drops of route", XSKD_ROUTE, 8, 48, bad_packets, turn, .bad = 5, .refused = 2 },
+	{ "TX of route full", XSKD_ROUTE, 8, 48, tx_full, two_turns, .bad = 0 },
+	{ "TX of route full for long", XSKD_ROUTE, 8, 48, tx_full_for_long, two_turns, .uncounted = true },
 	{ "publish and audit", XSKD_UNCHANGED, 8, 24, some_completions, accounts, .bad = 0 },
 };
 
 static const struct scene long_scenes[] = {
 	{ "bursts of connect", XSKD_UNCHANGED, 128, 512, bursts, turn, .bad = 0 },
 	{ "bursts of reflect", XSKD_SWAP_MACS, 128, 512, bursts, turn, .bad = 0 },
+	{ "bursts of route", XSKD_ROUTE, 128, 768, bursts, turn, .bad = 0 },
 };
 
 static struct fake *prepared(const struct scene *scene)
@@ -277,10 +280,8 @@ static struct fake *prepared(const struct scene *scene)
 	};
 	struct fake *fake = wired(&sizes, scene->action);
 
-	for (int i = 0; i < FAKE_PORTS; i++)
-		fake->ports[i].port.max_length = scene->several ? LONGER_STILL : LONGEST;
-	for (int i = 0; i < FAKE_PORTS; i++)
-		fake->ports[i].port.multi_buffer = scene->several;
+	for (int i = 0; i < (int)fake->forward.port_count; i++)
+		fake->ports[i].port.max_length = LONGEST;
 	scene->prepare(fake);
 	return fake;
 }
@@ -367,10 +368,8 @@ static void __attribute__((destructor)) say_where(void)
 /* Nobody is there, and packets come and go as far as the rings have room. */
 static void kernel_goes_on(struct fake *fake)
 {
-	for (int i = 0; i < FAKE_PORTS; i++) {
-		uint32_t length = fake->ports[i].port.multi_buffer ? 60 + random_below(4) * 250 : 60;
-
-		fake_deliver(&fake->ports[i], 1 + random_below(3), length);
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
+		fake_deliver(&fake->ports[i], 1 + random_below(3), 60);
 		fake_send(&fake->ports[i], 1 + random_below(4));
 	}
 }
@@ -379,7 +378,7 @@ static uint64_t on_the_wire(const struct fake *fake)
 {
 	uint64_t n = 0;
 
-	for (int i = 0; i < FAKE_PORTS; i++)
+	for (int i = 0; i < (int)fake->forward.port_count; i++)
 		n += fake->ports[i].sent;
 	return n;
 }
@@ -401,7 +400,7 @@ static void succeed(struct fake *fake, const struct scene *scene, bool kernel_mo
 	bring_home(fake);
 	EQUAL(fake->umem.quarantined, scene->refused);
 	if (!scene->uncounted)
-		EQUAL(on_the_wire(fake) + scene->bad + report.undone, fake->delivered);
+		EQUAL(on_the_wire(fake) + scene->bad + fake->unrouted + report.undone, fake->delivered);
 }
 
 /* ---- looked at --------------------------------------------------------------------------------- */
@@ -409,7 +408,7 @@ static void succeed(struct fake *fake, const struct scene *scene, bool kernel_mo
 /* All that a look changes. */
 static struct {
 	uint8_t *memory;
-	uint32_t next[FAKE_PORTS];
+	uint32_t next[FAKE_MOST_PORTS][FAKE_MOST_PORTS];
 } kept;
 
 static void keep(const struct fake *fake)
@@ -549,7 +548,7 @@ static void turns(struct fake *fake)
  * it. Nobody waits for anybody here, so the kernel sends by itself, as with zero-copy. */
 static void much_to_do(struct fake *fake)
 {
-	for (int i = 0; i < FAKE_PORTS; i++) {
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
 		struct fake_port *port = &fake->ports[i];
 
 		port->flags[XSKD_TX] = 0;
@@ -598,7 +597,7 @@ static void generations(enum xskd_action action)
 		skipped += report.skipped;
 	}
 	bring_home(fake);
-	EQUAL(on_the_wire(fake) + undone, fake->delivered);
+	EQUAL(on_the_wire(fake) + undone + fake->unrouted, fake->delivered);
 	printf("%u packets, %d kills, %u entries had been worked off, %u packets lost\n", fake->delivered,
 	       GENERATIONS, skipped, undone);
 	instruction_now = -1;
@@ -615,4 +614,10 @@ TEST(generations_of_reflect)
 {
 	seed = 7;
 	generations(XSKD_SWAP_MACS);
+}
+
+TEST(generations_of_route)
+{
+	seed = 8;
+	generations(XSKD_ROUTE);
 }
