@@ -205,7 +205,7 @@ static __attribute__((noinline)) uint32_t recycle_run(const struct xskd_port *fr
 
 /* What the egress has sent is what the ingress needs next: complete and refill in one go, without the way
  * over the free stack, as far as FILL has room. Returns the completions taken. */
-static inline uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
+static inlined uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 {
 	struct xskd_ring *completion = &from->rings[XSKD_COMPLETION], *fill = &to->rings[XSKD_FILL];
 	const uint32_t sent = ring_used_by_consumer(completion), lent = ring_used_by_producer(fill);
@@ -237,17 +237,23 @@ static inline uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 	return n;
 }
 
-/* The next packets, at most n, will be dropped: they are no longer what they say they are. */
-static void forget(const struct xskd_port *in, uint32_t n)
+/* The next n packets of a port, for one reason as far as they are good. */
+static uint32_t __attribute__((noinline, cold)) drop_run(const struct xskd_forward *forward, struct xskd_port *in,
+							 uint32_t n, enum xskd_drop reason)
 {
-	const struct frames frames = frames_of(in->umem);
+	struct xskd_ring *rx = &in->rings[XSKD_RX];
+	uint64_t bytes = 0;
 
-	for (uint32_t i = 0; i < n; i++) {
-		const uint64_t addr = ring_desc(&in->rings[XSKD_RX], i)->addr;
-
-		if (owned(&frames, addr, (uint8_t)(OWNER_RX_SIDE | in->index)))
-			route_forget(in->umem->area + addr, addr & frames.mask);
-	}
+	if (forward->capture)
+		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
+	intend(in->umem, OPERATION_RECEIVE, in->index, in->index, 0);
+	for (uint32_t i = 0; i < n; i++)
+		bytes += drop(in, ring_desc(rx, i), reason);
+	ring_release(rx, n);
+	settle(in->umem);
+	count(&in->counters->rx_packets, n);
+	count(&in->counters->rx_bytes, bytes);
+	return n;
 }
 
 /* The egress TX ring is full for at most `most` packets. They wait in RX, where the kernel counts an overrun as
@@ -266,10 +272,10 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 	if (forward->now_ns - out->blocked_since_ns < DEADLINE_NS)
 		return 0;
 	n = ring_peek(&in->rings[XSKD_RX], most);
+	if (forward->action == XSKD_ROUTE)
+		return drop_run(forward, in, n, XSKD_DROP_TX_FULL);
 	if (forward->capture)
 		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
-	if (forward->action == XSKD_ROUTE)
-		forget(in, n);
 	n = xskd_receive(in, held, n);
 	xskd_umem_give(in->umem, held, n);
 	count(&in->counters->drops[XSKD_DROP_TX_FULL], n);
@@ -277,7 +283,7 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 }
 
 /* One burst of at most `most` packets from one port to its egress: receive, act, transmit. Returns the packets
- * taken from RX. */
+ * taken from RX. `route`: it is one run of a burst that route_burst() has looked at as a whole. */
 static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct xskd_port *in,
 				      struct xskd_port *out, uint32_t most, bool route)
 {
@@ -289,7 +295,8 @@ static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct
 	const bool swap = forward->action == XSKD_SWAP_MACS;
 	uint64_t bytes = 0, dropped_bytes = 0;
 
-	observe(in, XSKD_RX, waiting);
+	if (!route)
+		observe(in, XSKD_RX, waiting);
 	if (unlikely(room == 0))
 		return blocked(forward, in, out, most);
 	if (!route)
@@ -298,7 +305,8 @@ static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct
 		observe(out, XSKD_TX, unsent);
 		return 0;
 	}
-	observe_burst(in, forward->looked_ns);
+	if (!route)
+		observe_burst(in, forward->looked_ns);
 	intend(in->umem, OPERATION_FORWARD, in->index, out->index, tx->own);
 	for (uint32_t done = 0; done < n;) {
 		const struct xdp_desc *from = ring_desc(rx, done);
@@ -322,7 +330,8 @@ static inlined uint32_t forward_burst(const struct xskd_forward *forward, struct
 	out->tx_side += sent;
 	out->submitted += sent;
 	observe(out, XSKD_TX, unsent + sent);
-	count_burst(in->counters->rx_batches, n);
+	if (!route)
+		count_burst(in->counters->rx_batches, n);
 	if (sent)
 		count_burst(out->counters->tx_batches, sent);
 	count(&in->counters->rx_packets, n);
@@ -373,26 +382,6 @@ static void __attribute__((noinline)) route_look(const struct xskd_forward *forw
 	}
 }
 
-/* Packets that leave nowhere. */
-static uint32_t __attribute__((noinline, cold)) drop_burst(const struct xskd_forward *forward, struct xskd_port *in,
-							   uint32_t n)
-{
-	struct xskd_ring *rx = &in->rings[XSKD_RX];
-	uint64_t bytes = 0;
-
-	if (forward->capture)
-		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
-	intend(in->umem, OPERATION_RECEIVE, in->index, in->index, 0);
-	for (uint32_t i = 0; i < n; i++)
-		bytes += drop(in, ring_desc(rx, i), XSKD_DROP_NO_METADATA);
-	ring_release(rx, n);
-	settle(in->umem);
-	count_burst(in->counters->rx_batches, n);
-	count(&in->counters->rx_packets, n);
-	count(&in->counters->rx_bytes, bytes);
-	return n;
-}
-
 /* One burst from one port, cut into runs of packets with the same egress: each is a batch of its own, in the
  * order of arrival. An egress that is full stops it, and is noted; see blocked(). */
 static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forward, struct xskd_port *in)
@@ -403,8 +392,11 @@ static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forwa
 	uint32_t done, taken;
 
 	observe(in, XSKD_RX, waiting);
-	route_look(forward, in, n, egress);
 	forward->egress[in->index] = NOWHERE;
+	if (n == 0)
+		return 0;
+	observe_burst(in, forward->looked_ns);
+	route_look(forward, in, n, egress);
 	for (done = 0; done < n; done += taken) {
 		struct xskd_port *out = egress[done] == NOWHERE ? NULL : forward->ports[egress[done]];
 		uint32_t run = 1;
@@ -412,21 +404,25 @@ static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forwa
 		while (done + run < n && egress[done + run] == egress[done])
 			run++;
 		if (unlikely(!out))
-			taken = drop_burst(forward, in, run);
+			taken = drop_run(forward, in, run, XSKD_DROP_NO_METADATA);
 		else if (unlikely(forward->capture))
 			taken = copied_burst(forward, in, out, run, true);
 		else
 			taken = forward_burst(forward, in, out, run, true);
+		if (out)
+			forward->source[out->index] = in->index;
 		if (unlikely(taken == 0)) {
 			forward->egress[in->index] = egress[done];
 			break;
 		}
 	}
+	if (done)
+		count_burst(in->counters->rx_batches, done);
 	return done;
 }
 
 /* Nothing arrives, the driver asks to be woken, and there is something on FILL to wake it for. */
-static inline bool may_have_run_dry(const struct xskd_port *port)
+static inlined bool may_have_run_dry(const struct xskd_port *port)
 {
 	const struct xskd_ring *fill = &port->rings[XSKD_FILL];
 
@@ -476,14 +472,13 @@ static inline void route_unblock(struct xskd_port *out)
 }
 
 /* A turn of XSKD_ROUTE: each port may send to each, so it is told to send when all have had their burst. Frames
- * that were sent are for the FILL of the same port first: what a port sends and what it receives is about the
- * same in most networks, and the others take what they need from the free stack. */
+ * that were sent go to the FILL they most likely came from; as far as that has no room, they are anybody's. */
 static uint32_t __attribute__((noinline)) route_turn(struct xskd_forward *forward)
 {
 	uint32_t moved = 0, taken;
 
 	for (uint32_t i = 0; i < forward->port_count; i++) {
-		moved += recycle_all(forward->ports[i], forward->ports[i]);
+		moved += recycle_all(forward->ports[i], forward->ports[forward->source[i]]);
 		route_unblock(forward->ports[i]);
 	}
 	for (uint32_t i = 0; i < forward->port_count; i++) {

@@ -213,6 +213,7 @@ struct xskd_forward {
 	/* What arrives on port i leaves by port egress[i]. With XSKD_ROUTE each packet has its own, and this is
 	 * the one that port i's next packet could not have in its last turn, or XSKD_MAX_PORTS: it waits for none. */
 	uint32_t egress[XSKD_MAX_PORTS];
+	uint32_t source[XSKD_MAX_PORTS];        /* XSKD_ROUTE: whose packet port i was the last to get */
 	uint32_t port_count;
 	uint32_t action;        /* enum xskd_action */
 	uint32_t poll;          /* enum xskd_poll */

@@ -9,9 +9,9 @@
 #define ROUTED_H
 
 #include <linux/types.h>
+#include <string.h>
 
 #include "../../bpf/xdp_prog.h"
-#include "check.h"
 #include "fake_kernel.h"
 
 #define META sizeof(struct xskd_route_meta)

@@ -18,12 +18,13 @@ RECORDED = json.loads((HERE / "instructions.json").read_text(encoding="utf-8"))
 PACKETS = 64_000  # that bench_turn sends
 COUNTED = "xskd_forward_turn"
 LEFT_OUT = ("xskd_sys_wakeup_tx", "xskd_sys_wakeup_rx")  # a toggle inside a toggle: off
+ACTIONS = ("connect", "reflect", "route", "scatter")
 GROWTH = 1.05
 OBSERVING = 1.10  # all that csrc/observe.h does may cost so much; docs/decisions/0012-observing.md
 
 
 def instructions_per_packet(action: str, callgrind_out: Path | str = "/dev/null") -> float:
-    """For `connect` or `reflect`, in bursts of 64 packets of 60 bytes."""
+    """For an action of bench_turn.c, in bursts of 64 packets of 60 bytes."""
     toggles = [f"--toggle-collect={name}" for name in (COUNTED, *LEFT_OUT)]
     valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={callgrind_out}", *toggles]
     command = [*valgrind, str(compiled("bench_turn", "plain")), action]
@@ -36,7 +37,7 @@ def instructions_per_packet(action: str, callgrind_out: Path | str = "/dev/null"
 
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is missing: apt-get install valgrind")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the figures are of x86-64")
-@pytest.mark.parametrize("action", ["connect", "reflect"])
+@pytest.mark.parametrize("action", ACTIONS)
 def test_instructions_per_packet(action: str) -> None:
     figure, recorded = instructions_per_packet(action), RECORDED[action]
     print(f"{action}: {figure:.2f} instructions a packet (recorded {recorded['instructions']})")
@@ -45,5 +46,5 @@ def test_instructions_per_packet(action: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("connect", "reflect"):
+    for name in ACTIONS:
         print(f"{name}: {instructions_per_packet(name):.2f} instructions a packet")
