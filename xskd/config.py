@@ -57,6 +57,7 @@ from xskd.values import (
     Listen,
     PathName,
     Queues,
+    SeveralInterfaces,
     SocketPath,
     TwoInterfaces,
     instead,
@@ -222,13 +223,17 @@ class Interface(_Section):
 
 
 class PathConfig(_Section):
-    """Interfaces joined by one action; exactly one of reflect and connect is given."""
+    """Interfaces joined by one action; exactly one of reflect, connect and route is given."""
 
     reflect: str | None = Field(
         default=None, description="Send each packet back out of this interface, MAC addresses swapped."
     )
     connect: TwoInterfaces | None = Field(
         default=None, description="Send each packet out of the other of these two interfaces, unchanged."
+    )
+    route: SeveralInterfaces | None = Field(
+        default=None,
+        description="Send each packet where the kernel's routing tables say, between these interfaces.",
     )
     fallback: Literal["pass", "drop"] = Field(
         default="pass", description="Packets on a queue without a worker: pass (to the kernel) or drop."
@@ -249,14 +254,14 @@ class PathConfig(_Section):
     )
 
     @property
-    def kind(self) -> Literal["reflect", "connect"]:
+    def kind(self) -> Literal["reflect", "connect", "route"]:
         """What the path does with a packet."""
-        return "connect" if self.connect else "reflect"
+        return "connect" if self.connect else "route" if self.route else "reflect"
 
     @property
     def interfaces(self) -> tuple[str, ...]:
         """Names of the path's interfaces, as listed."""
-        return self.connect or ((self.reflect,) if self.reflect else ())
+        return self.connect or self.route or ((self.reflect,) if self.reflect else ())
 
 
 class Umem(_Section):
@@ -412,6 +417,9 @@ def _or_nothing(node: Any) -> Any:
     return {key: _or_nothing(value) for key, value in node.items()}
 
 
+_ACTIONS = "reflect: eth1, connect: [eth1, eth2] and route: [eth1, eth2, eth3]"
+
+
 def _path_errors(values: Any) -> Iterator[tuple[yamltext.Keys, str]]:
     """Who is in which path, asked of the plain values so that an error elsewhere hides none of these."""
     interfaces = values.get("interfaces") if isinstance(values, dict) else None
@@ -423,7 +431,7 @@ def _path_errors(values: Any) -> Iterator[tuple[yamltext.Keys, str]]:
     unclear = [name for name, path in paths.items() if len(_actions(path)) != 1]
     for name in unclear:
         if isinstance(paths[name], dict | None):
-            yield ("paths", name), "needs exactly one of reflect: eth1 and connect: [eth1, eth2]"
+            yield ("paths", name), f"needs exactly one of {_ACTIONS}"
     taken: dict[str, str] = {}
     for keys, path, name in _members(paths):
         if name not in interfaces:
@@ -439,7 +447,7 @@ def _path_errors(values: Any) -> Iterator[tuple[yamltext.Keys, str]]:
 
 def _actions(path: Any) -> list[str]:
     given = path if isinstance(path, dict) else {}
-    return [action for action in ("connect", "reflect") if given.get(action) is not None]
+    return [action for action in ("connect", "reflect", "route") if given.get(action) is not None]
 
 
 def _members(paths: dict[str, Any]) -> Iterator[tuple[yamltext.Keys, str, str]]:

@@ -73,7 +73,7 @@ class Interface:
 
     name: str
     wanted: Wanted
-    kind: Literal["reflect", "connect"]
+    kind: Literal["reflect", "connect", "route"]
     poll: Literal["adaptive", "busy", "wakeup"]
     frame_size: int
     device: NetDevice | None

@@ -16,10 +16,10 @@ from xskd.errors import XskError
 from xskd.tap import Tap
 from xskd.xsk import Socket
 
-Kind = Literal["connect", "reflect"]
+Kind = Literal["connect", "reflect", "route"]
 Poll = Literal["adaptive", "busy", "wakeup"]
 
-ACTIONS = {"connect": lib.XSKD_UNCHANGED, "reflect": lib.XSKD_SWAP_MACS}
+ACTIONS = {"connect": lib.XSKD_UNCHANGED, "reflect": lib.XSKD_SWAP_MACS, "route": lib.XSKD_ROUTE}
 POLLS = {"adaptive": lib.XSKD_POLL_ADAPTIVE, "busy": lib.XSKD_POLL_BUSY, "wakeup": lib.XSKD_POLL_WAKEUP}
 DRAIN_SLICE = 0.005  # seconds
 FOUND = ("waiting", "unsent", "skipped", "undone", "freed", "quarantined")  # struct xskd_adoption
@@ -29,8 +29,10 @@ class Forwarder:
     """A loop over bound sockets of one UMEM, whose port indices are 0, 1, ... in this order.
 
     `connect` joins sockets 0 and 1 both ways, `reflect` sends what arrives back out of the same socket with
-    the Ethernet addresses swapped. `counters` is a struct xskd_counters (a CounterPage's, or private memory),
-    `control_fd` a descriptor whose input ends a run early.
+    the Ethernet addresses swapped. `route` sends each packet out of the socket that the metadata in front of
+    it names, one hop further; an XDP program has to put it there (struct xskd_route_meta). `counters` is a
+    struct xskd_counters (a CounterPage's, or private memory), `control_fd` a descriptor whose input ends a
+    run early.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Forwarder:
         self._tap: Tap | None = None
         for index, member in enumerate(self.sockets):
             self._forward.ports[index] = member.port
-            self._forward.egress[index] = index if kind == "reflect" else 1 - index
+            self._forward.egress[index] = 1 - index if kind == "connect" else index
 
     def adopt(self) -> dict[str, int]:
         """Go on where another process stopped, also one that was killed between two instructions.

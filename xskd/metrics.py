@@ -137,7 +137,8 @@ PORT_ROWS = (
         "egress TX ring stayed full; tx_refused: the egress driver took the frame and refused it "
         "(counted at the egress); invalid: a descriptor the kernel should not have given, worry "
         "at the first one; fragments: of several descriptors, too many or cut off; no_metadata: in a "
-        "route path, what the XDP program put in front of the packet did not arrive whole.",
+        "path that routes, where it goes did not arrive whole with it, worry if they are many: the driver "
+        "has no room for metadata.",
         lambda p: p.counters.drops,
     ),
     Row(

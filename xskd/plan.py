@@ -54,7 +54,7 @@ class WorkerPlan:
 
     path: str
     index: int
-    kind: Literal["reflect", "connect"]
+    kind: Literal["reflect", "connect", "route"]
     ports: tuple[PortPlan, ...]
     frames: int
     frame_size: int

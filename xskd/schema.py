@@ -86,7 +86,7 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "name": "`path/index`.",
             "path": "The path it works for.",
             "index": "Its number in the path, which is its queue's.",
-            "kind": "What the path does: `connect` or `reflect`.",
+            "kind": "What the path does: `connect`, `reflect` or `route`.",
             "state": "`forwarding` if all is well; else `starting`, `backoff`, `waiting`, `stopping`, "
             "`stopped`.",
             "pid": "Of its process; null if there is none.",

@@ -25,6 +25,7 @@ MIN_RING = 64  # entries; one burst of a worker
 MAX_RING = 1 << 20
 MAX_FRAMES = 1 << 24  # 64 GiB of 4096-byte frames for one worker
 MAX_NUMBER = (1 << 16) - 1  # of a queue or a CPU
+MAX_ROUTED = 16  # interfaces of one path: XSKD_MAX_PORTS
 
 
 def wrong(message: str, *below: str | int) -> PydanticCustomError:
@@ -125,6 +126,13 @@ def _two_interfaces(value: object) -> object:
     raise wrong("must be a list of two interface names, like [eth1, eth2]")
 
 
+def _several_interfaces(value: object) -> object:
+    listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if isinstance(value, list) and listed and 2 <= len(value) <= MAX_ROUTED:
+        return tuple(value)
+    raise wrong(f"must be a list of 2 to {MAX_ROUTED} interface names, like [eth1, eth2, eth3]")
+
+
 def _listen(value: object) -> tuple[str, int] | None:
     if value is False or value == "off":  # YAML reads a bare off as false
         return None
@@ -189,10 +197,10 @@ TwoInterfaces = Annotated[
     PlainValidator(_two_interfaces),
     WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}),
 ]
-Express = Annotated[
-    Literal["rules", "auto", "off"],
-    PlainValidator(_express),
-    WithJsonSchema({"enum": ["rules", "auto", "off", False]}),
+SeveralInterfaces = Annotated[
+    tuple[str, ...],
+    PlainValidator(_several_interfaces),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": MAX_ROUTED}),
 ]
 Listen = Annotated[
     tuple[str, int] | None, PlainValidator(_listen), WithJsonSchema({"type": ["string", "boolean"]})

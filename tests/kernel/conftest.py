@@ -196,9 +196,9 @@ class Wire(Topology):
         poll: Poll = "adaptive",
         **options: Any,
     ) -> Forwarder:
-        """Put a Forwarder on a queue of the dut's first interface (reflect) or first two (connect)."""
+        """Put a Forwarder on a queue of the dut's first interface (reflect), first two (connect) or all."""
         umem = self.umem(frames, frame_size)
-        devs = self.dut_devs[: 1 if kind == "reflect" else 2]
+        devs = self.dut_devs[: {"reflect": 1, "connect": 2}.get(kind)]
         sockets = [self.receiver(dev, queue, umem=umem, **options) for dev in devs]
         made = Forwarder(sockets, kind, poll=poll)
         self.forwarders.append(made)
