@@ -8,6 +8,7 @@
 #include "../../csrc/capture.h"
 #include "../../csrc/frames.h"
 #include "../../csrc/syscalls.h"
+#include "routed.h"
 #include "scene.h"
 
 #define RING 512        /* bytes: four packets of 60 */
@@ -456,4 +457,81 @@ TEST(every_instruction_that_is_allowed_can_be_run)
 			allowed++;
 		}
 	CHECK(allowed > 40 * LENGTH(operands));
+}
+
+/* ---- route ------------------------------------------------------------------------------------- */
+
+static void check_routed(const struct block *block, uint32_t port, bool out, uint32_t number, uint32_t egress)
+{
+	const struct routed routed = { .number = number, .egress = egress, .family = number % 3 ? 4 : 6 };
+	uint8_t wanted[60];
+
+	routed_write(&routed, 60, out, wanted);
+	EQUAL(block->interface, 10 + port);
+	EQUAL(block->packet[((block->kept + 3) & ~3u) + 4], out ? 2 : 1);       /* the flags' value */
+	EQUAL(block->kept, 60);
+	EQUAL(memcmp(block->packet, wanted, 60), 0);
+}
+
+static void deliver_to(struct tapped *tapped, int to, uint32_t n)
+{
+	routed_to = to;
+	EQUAL(fake_deliver(&tapped->fake->ports[0], n, 60), n);
+	routed_to = ROUTED_BY_NUMBER;
+}
+
+static void tap_routed(struct tapped *tapped)
+{
+	tap(tapped, XSKD_ROUTE, 1 << XSKD_IN | 1 << XSKD_OUT, 0);
+	tapped->fake->on_arrival = routed_arrival;
+	tapped->fake->forward.now_ns = tapped->fake->now_ns;
+	tapped->reader.ports = 3;
+}
+
+TEST(routed_packets_as_they_came_and_as_they_left_where_they_left)
+{
+	struct tapped tapped;
+
+	tap_routed(&tapped);
+	deliver_to(&tapped, 1, 2);
+	xskd_forward_turn(&tapped.fake->forward);
+	EQUAL(read_blocks(&tapped, 64), 4);
+	check_routed(block_at(0), 0, false, 0, 1);
+	check_routed(block_at(1), 0, false, 1, 1);
+	check_routed(block_at(2), 1, true, 0, 1);
+	check_routed(block_at(3), 1, true, 1, 1);
+	deliver_to(&tapped, ROUTED_NOWHERE, 1);
+	deliver_to(&tapped, 2, 1);
+	xskd_forward_turn(&tapped.fake->forward);
+	EQUAL(read_blocks(&tapped, 64), 3);
+	check_routed(block_at(0), 0, false, 2, routed_egress(2, 3));
+	check_routed(block_at(1), 0, false, 3, 2);
+	check_routed(block_at(2), 2, true, 3, 2);
+	untap(&tapped);
+}
+
+/* Waiting is not arriving: what is held up is copied when it goes, or is dropped; and once. */
+TEST(routed_packets_that_wait_are_copied_once)
+{
+	struct tapped tapped;
+
+	tap_routed(&tapped);
+	tapped.fake->ports[1].tx_budget = 0;
+	for (int i = 0; i < 2; i++) {
+		deliver_to(&tapped, 1, 64);
+		xskd_forward_turn(&tapped.fake->forward);
+	}
+	deliver_to(&tapped, 1, 2);
+	deliver_to(&tapped, 2, 3);
+	for (int i = 0; i < 5; i++)
+		xskd_forward_turn(&tapped.fake->forward);
+	EQUAL(tapped.ring->ports[0].seen, 128);
+	tapped.fake->forward.now_ns += 20 * MS;
+	xskd_forward_turn(&tapped.fake->forward);
+	EQUAL(tapped.fake->ports[2].sent, 3);
+	EQUAL(tapped.ring->ports[0].seen, 128 + 5);
+	EQUAL(tapped.ring->ports[1].seen, 128);
+	EQUAL(tapped.ring->ports[2].seen, 3);
+	EQUAL(tapped.fake->counters.ports[0].drops[XSKD_DROP_TX_FULL], 2);
+	untap(&tapped);
 }

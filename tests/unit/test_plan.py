@@ -96,6 +96,14 @@ def test_reflect_has_one_port() -> None:
     assert [(w.name, w.kind, len(w.ports)) for w in made.workers] == [("echo/0", "reflect", 1)]
 
 
+def test_route_has_a_port_for_each_interface_in_the_order_written() -> None:
+    text = "interfaces: {eth1: , eth2: , eth3: }\npaths: {lan: {route: [eth3, eth1, eth2]}}\n"
+    (worker,) = plan(text, device("eth1"), device("eth2"), device("eth3")).workers
+    assert (worker.kind, [port.interface for port in worker.ports]) == ("route", ["eth3", "eth1", "eth2"])
+    assert worker.frames == 3 * (2048 + 1024 + 1024 + 2048)
+    assert WorkerPlan.from_json(worker.to_json()) == worker
+
+
 def test_umem_as_configured_and_in_whole_huge_pages() -> None:
     text = connect(rest="umem: {frames: 12289, frame_size: 2048, huge_pages: true}")
     (worker,) = plan(text, device("eth1"), device("eth2")).workers
@@ -195,6 +203,15 @@ def test_unequal_queues_that_ethtool_mends(driver: str, command: str) -> None:
     assert refusal(connect(), device("eth1", queues=4), device("eth2", driver=driver)) == [
         "x.yaml:5: paths.wire.connect: 4 queues of eth1 but 1 of eth2 are selected, and a worker needs "
         f"one of each: run `ethtool -L eth2 {command}` or select 1 in interfaces.eth1.queues"
+    ]
+
+
+def test_unequal_queues_of_a_path_that_routes() -> None:
+    text = "interfaces: {eth1: , eth2: , eth3: }\npaths: {lan: {route: [eth1, eth2, eth3]}}\n"
+    devices = device("eth1", queues=2), device("eth2", queues=4), device("eth3", queues=1)
+    assert refusal(text, *devices) == [
+        "x.yaml:2: paths.lan.route: 4 queues of eth2 but 1 of eth3 are selected, and a worker needs "
+        "one of each: run `ethtool -L eth3 combined 4` or select 1 in interfaces.eth2.queues"
     ]
 
 
