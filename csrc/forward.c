@@ -490,6 +490,8 @@ static uint32_t __attribute__((noinline)) route_turn(struct xskd_forward *forwar
 	for (uint32_t i = 0; i < forward->port_count; i++)
 		if (unlikely(forward->ports[i]->until_sample == 0))
 			observe_sent(forward->ports[i]);
+	for (uint32_t i = 0; !moved && i < forward->port_count; i++)
+		observe(forward->ports[i], XSKD_TX, ring_used_by_producer(&forward->ports[i]->rings[XSKD_TX]));
 	return moved;
 }
 

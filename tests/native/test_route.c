@@ -642,3 +642,22 @@ TEST(latency_is_sampled)
 	CHECK(samples >= 9 && samples <= 11);
 	done(fake);
 }
+
+/* As in the other kinds: a ring that ran empty is seen once nothing moves any more. */
+TEST(a_tx_ring_is_seen_full_and_empty)
+{
+	struct fake *fake = stuck();
+	struct xskd_port_counters *out = &fake->counters.ports[1];
+	const uint64_t empty = out->ring_empty[XSKD_TX];
+
+	EQUAL(out->ring_full[XSKD_TX], 1);
+	fake->ports[1].tx_budget = 64;
+	while (turn(fake))
+		continue;
+	EQUAL(out->ring_empty[XSKD_TX], empty + 1);
+	for (int i = 0; i < 5; i++)
+		turn(fake);
+	EQUAL(out->ring_empty[XSKD_TX], empty + 1);
+	EQUAL(out->ring_full[XSKD_TX], 1);
+	done(fake);
+}
