@@ -266,7 +266,8 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 
 	if (ring_peek(&in->rings[XSKD_RX], 1) == 0)
 		return 0;
-	count(&in->counters->tx_blocked, 1);
+	if (forward->action != XSKD_ROUTE)      /* may come here several times a turn */
+		count(&in->counters->tx_blocked, 1);
 	if (out->blocked_since_ns == 0)
 		out->blocked_since_ns = forward->now_ns;
 	if (forward->now_ns - out->blocked_since_ns < DEADLINE_NS)
@@ -388,6 +389,7 @@ static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forwa
 {
 	const uint32_t waiting = ring_used_by_consumer(&in->rings[XSKD_RX]);
 	const uint32_t n = ring_given(&in->rings[XSKD_RX], waiting, XSKD_BURST);
+	const uint64_t lost = in->counters->drops[XSKD_DROP_TX_FULL];
 	uint8_t egress[XSKD_BURST];
 	uint32_t done, taken;
 
@@ -418,6 +420,8 @@ static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forwa
 	}
 	if (done)
 		count_burst(in->counters->rx_batches, done);
+	if (unlikely(done < n || in->counters->drops[XSKD_DROP_TX_FULL] != lost))
+		count(&in->counters->tx_blocked, 1);
 	return done;
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <poll.h>
 
+#include "adoption.h"
 #include "wire.h"
 
 #define OFFSET 256      /* of packets in their frames */
@@ -332,6 +333,23 @@ static void tx_full_for_long(struct fake *fake)
 	fake->ports[0].port.rings[XSKD_TX].size = 64;
 }
 
+/* Killed when the first packet's frame had changed its owner, and nothing else had been done to the packet. */
+static void cut_off(struct fake *fake)
+{
+	struct xskd_ring *tx = &fake->ports[0].port.rings[XSKD_TX];
+
+	deliver(fake, 0, 0, 1, 60);
+	intend(&fake->umem, OPERATION_FORWARD, 0, 0, tx->own);
+	*ring_desc(tx, 0) = *newest(fake);
+	fake->umem.owner[newest(fake)->addr >> fake->umem.frame_shift] = OWNER_TX_SIDE;
+	EQUAL(adopt(fake).undone, 1);
+}
+
+TEST(a_packet_of_a_batch_that_was_cut_off_leaves_nothing_stale)
+{
+	nothing_stale(cut_off);
+}
+
 TEST(a_packet_that_was_forwarded_leaves_nothing_stale)
 {
 	nothing_stale(forwarded);
@@ -549,6 +567,7 @@ TEST(after_the_deadline_the_others_go_on)
 	EQUAL(fake->ports[0].sent, 1);
 	EQUAL(drops(fake, 0, XSKD_DROP_TX_FULL), 12);
 	EQUAL(drops_of(&fake->counters.ports[0]), 12);
+	EQUAL(fake->counters.ports[0].tx_blocked, 2);   /* turns, not runs */
 	for (int i = 0; i < 10; i++) {          /* at once, while it lasts */
 		deliver(fake, 0, 1, 4, 60);
 		deliver(fake, 0, 2, 4, 60);
