@@ -361,6 +361,14 @@ static uint32_t __attribute__((noinline, cold)) copied_burst(const struct xskd_f
 	return taken;
 }
 
+/* Packets of several descriptors, or somebody wants copies. */
+static uint32_t __attribute__((noinline, cold)) slower_burst(const struct xskd_forward *forward,
+							     struct xskd_port *in, struct xskd_port *out)
+{
+	return in->multi_buffer ? packets_burst(forward, in, out) :
+				  copied_burst(forward, in, out, XSKD_BURST, false);
+}
+
 /* ---- routing ----------------------------------------------------------------------------------- */
 
 enum { NOWHERE = XSKD_MAX_PORTS };      /* in the place of an egress: there is none */
@@ -511,8 +519,9 @@ uint32_t xskd_forward_turn(struct xskd_forward *forward)
 		uint32_t taken;
 
 		moved += recycle_all(out, in);
-		taken = unlikely(forward->capture) ? copied_burst(forward, in, out, XSKD_BURST, false) :
-						     forward_burst(forward, in, out, XSKD_BURST, false);
+		taken = unlikely(forward->capture || in->multi_buffer) ?
+				slower_burst(forward, in, out) :
+				forward_burst(forward, in, out, XSKD_BURST, false);
 		moved += taken;
 		tell_to_send(out);
 		if (unlikely(in->until_sample == 0))

@@ -197,6 +197,11 @@ TwoInterfaces = Annotated[
     PlainValidator(_two_interfaces),
     WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}),
 ]
+Express = Annotated[
+    Literal["rules", "auto", "off"],
+    PlainValidator(_express),
+    WithJsonSchema({"enum": ["rules", "auto", "off", False]}),
+]
 SeveralInterfaces = Annotated[
     tuple[str, ...],
     PlainValidator(_several_interfaces),

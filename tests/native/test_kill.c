@@ -263,6 +263,17 @@ static const struct scene scenes[] = {
 	{ "drops of route", XSKD_ROUTE, 8, 48, bad_packets, turn, .bad = 5, .refused = 2 },
 	{ "TX of route full", XSKD_ROUTE, 8, 48, tx_full, two_turns, .bad = 0 },
 	{ "TX of route full for long", XSKD_ROUTE, 8, 48, tx_full_for_long, two_turns, .uncounted = true },
+	{ "several", XSKD_UNCHANGED, 16, 48, several, turn, .several = true },
+	{ "several of reflect", XSKD_SWAP_MACS, 16, 48, several, two_turns, .several = true },
+	{ "several and little room", XSKD_UNCHANGED, 8, 48, several_and_little_room, two_turns,
+	  .several = true },
+	{ "several, some bad", XSKD_UNCHANGED, 16, 48, bad_ones_of_several, turn, .bad = 3, .refused = 1,
+	  .several = true },
+	{ "several for long", XSKD_UNCHANGED, 8, 48, tx_full_for_long, two_turns, .uncounted = true,
+	  .several = true },
+	{ "several, library", XSKD_UNCHANGED, 16, 48, several, library, .uncounted = true, .several = true },
+	{ "too many", XSKD_UNCHANGED, 64, 256, too_many, two_turns, .bad = 21, .several = true },
+	{ "the rest of one", XSKD_UNCHANGED, 64, 256, the_rest_of_one, two_turns, .bad = 24, .several = true },
 	{ "publish and audit", XSKD_UNCHANGED, 8, 24, some_completions, accounts, .bad = 0 },
 };
 
@@ -280,8 +291,10 @@ static struct fake *prepared(const struct scene *scene)
 	};
 	struct fake *fake = wired(&sizes, scene->action);
 
-	for (int i = 0; i < (int)fake->forward.port_count; i++)
-		fake->ports[i].port.max_length = LONGEST;
+	for (int i = 0; i < (int)fake->forward.port_count; i++) {
+		fake->ports[i].port.max_length = scene->several ? LONGER_STILL : LONGEST;
+		fake->ports[i].port.multi_buffer = scene->several;
+	}
 	scene->prepare(fake);
 	return fake;
 }
@@ -369,7 +382,9 @@ static void __attribute__((destructor)) say_where(void)
 static void kernel_goes_on(struct fake *fake)
 {
 	for (int i = 0; i < (int)fake->forward.port_count; i++) {
-		fake_deliver(&fake->ports[i], 1 + random_below(3), 60);
+		uint32_t length = fake->ports[i].port.multi_buffer ? 60 + random_below(4) * 250 : 60;
+
+		fake_deliver(&fake->ports[i], 1 + random_below(3), length);
 		fake_send(&fake->ports[i], 1 + random_below(4));
 	}
 }

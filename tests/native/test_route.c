@@ -333,16 +333,18 @@ static void tx_full_for_long(struct fake *fake)
 	fake->ports[0].port.rings[XSKD_TX].size = 64;
 }
 
-/* Killed when the first packet's frame had changed its owner, and nothing else had been done to the packet. */
+/* Killed when all frames of a batch had changed their owner, and nothing else had been done to the packets. */
 static void cut_off(struct fake *fake)
 {
-	struct xskd_ring *tx = &fake->ports[0].port.rings[XSKD_TX];
+	const struct xskd_ring *rx = &fake->ports[0].port.rings[XSKD_RX], *tx = &fake->ports[0].port.rings[XSKD_TX];
 
-	deliver(fake, 0, 0, 1, 60);
+	deliver(fake, 0, 0, 64, 60);
 	intend(&fake->umem, OPERATION_FORWARD, 0, 0, tx->own);
-	*ring_desc(tx, 0) = *newest(fake);
-	fake->umem.owner[newest(fake)->addr >> fake->umem.frame_shift] = OWNER_TX_SIDE;
-	EQUAL(adopt(fake).undone, 1);
+	for (uint32_t i = 0; i < 64; i++) {
+		*ring_desc(tx, i) = *ring_desc(rx, i);
+		fake->umem.owner[ring_desc(rx, i)->addr >> fake->umem.frame_shift] = OWNER_TX_SIDE;
+	}
+	EQUAL(adopt(fake).undone, 64);
 }
 
 TEST(a_packet_of_a_batch_that_was_cut_off_leaves_nothing_stale)
