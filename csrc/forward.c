@@ -371,8 +371,6 @@ static uint32_t __attribute__((noinline, cold)) slower_burst(const struct xskd_f
 
 /* ---- routing ----------------------------------------------------------------------------------- */
 
-enum { NOWHERE = XSKD_MAX_PORTS };      /* in the place of an egress: there is none */
-
 /* By which port each of the next n packets of a port leaves. What is no packet leaves nowhere. */
 static void __attribute__((noinline)) route_look(const struct xskd_forward *forward, const struct xskd_port *in,
 						 uint32_t n, uint8_t *egress)
@@ -396,24 +394,31 @@ static void __attribute__((noinline)) route_look(const struct xskd_forward *forw
 static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forward, struct xskd_port *in)
 {
 	const uint32_t waiting = ring_used_by_consumer(&in->rings[XSKD_RX]);
-	const uint32_t n = ring_given(&in->rings[XSKD_RX], waiting, XSKD_BURST);
 	const uint64_t lost = in->counters->drops[XSKD_DROP_TX_FULL];
+	uint32_t n = ring_given(&in->rings[XSKD_RX], waiting, XSKD_BURST), done, taken = 0;
 	uint8_t egress[XSKD_BURST];
-	uint32_t done, taken;
 
 	observe(in, XSKD_RX, waiting);
 	forward->egress[in->index] = NOWHERE;
 	if (n == 0)
 		return 0;
-	observe_burst(in, forward->looked_ns);
-	route_look(forward, in, n, egress);
+	if (unlikely(in->multi_buffer)) {
+		n = packets_look(forward, in, n, egress, &taken);
+		if (n == 0)
+			return taken;
+	} else {
+		observe_burst(in, forward->looked_ns);
+		route_look(forward, in, n, egress);
+	}
 	for (done = 0; done < n; done += taken) {
 		struct xskd_port *out = egress[done] == NOWHERE ? NULL : forward->ports[egress[done]];
 		uint32_t run = 1;
 
 		while (done + run < n && egress[done + run] == egress[done])
 			run++;
-		if (unlikely(!out))
+		if (unlikely(in->multi_buffer))
+			taken = packets_run(forward, in, out, run);
+		else if (unlikely(!out))
 			taken = drop_run(forward, in, run, XSKD_DROP_NO_METADATA);
 		else if (unlikely(forward->capture))
 			taken = copied_burst(forward, in, out, run, true);
@@ -426,7 +431,7 @@ static uint32_t __attribute__((noinline)) route_burst(struct xskd_forward *forwa
 			break;
 		}
 	}
-	if (done)
+	if (done && !in->multi_buffer)  /* each of its runs is a burst of its own */
 		count_burst(in->counters->rx_batches, done);
 	if (unlikely(done < n || in->counters->drops[XSKD_DROP_TX_FULL] != lost))
 		count(&in->counters->tx_blocked, 1);

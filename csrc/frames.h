@@ -33,6 +33,8 @@
 #define OWNER_TX_SIDE 0x80u
 #define OWNER_PORT 0x0fu        /* the bits of the port's index */
 
+enum { NOWHERE = XSKD_MAX_PORTS };      /* in the place of an egress: there is none */
+
 /* What a worker is doing to a batch of frames. It stands in *umem->intent, in the page that outlives the
  * worker, from before the first owner byte changes until after the last index has moved; then 0. Nothing
  * else lets a successor tell a batch that was submitted from one that was cut off. */

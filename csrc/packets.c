@@ -21,6 +21,7 @@
 
 #include "capture.h"
 #include "observe.h"
+#include "route.h"
 
 /* What a batch has done so far. */
 struct moved {
@@ -76,6 +77,7 @@ static void give_up_frame(struct xskd_port *in, const struct xdp_desc *desc)
 	if (!owned(&frames, desc->addr, rx_owner(in)))
 		return;
 	if (fits(&frames, desc->addr, part_of(desc))) {
+		route_forget(in->umem->area + desc->addr, desc->addr & frames.mask);
 		put_free(in->umem, (uint32_t)frame_of(in, desc));
 		in->rx_side--;
 	} else {
@@ -108,6 +110,7 @@ static void move(const struct xskd_forward *forward, struct xskd_port *in, struc
 {
 	const struct xskd_ring *rx = &in->rings[XSKD_RX], *tx = &out->rings[XSKD_TX];
 	const uint8_t after = (uint8_t)(OWNER_TX_SIDE | out->index);
+	uint8_t *first = in->umem->area + ring_desc(rx, at)->addr;
 
 	for (uint32_t i = 0; i < n; i++)
 		*ring_desc(tx, to + i) = *ring_desc(rx, at + i);
@@ -117,7 +120,11 @@ static void move(const struct xskd_forward *forward, struct xskd_port *in, struc
 		in_this_order();
 	}
 	if (forward->action == XSKD_SWAP_MACS)
-		swap_macs(in->umem->area + ring_desc(rx, at)->addr);
+		swap_macs(first);
+	if (forward->action == XSKD_ROUTE) {
+		route_mend(first);
+		route_forget(first, ROUTE_META);
+	}
 }
 
 /* ---- what stands at the front of RX ------------------------------------------------------------- */
@@ -183,32 +190,39 @@ static uint32_t whole_packets(const struct xskd_ring *rx, uint32_t n, uint32_t r
 
 /* ---- between ports ------------------------------------------------------------------------------ */
 
+/* The next n entries of RX, which are whole packets, for one reason as far as they are good. */
+static uint32_t __attribute__((cold)) drop_packets(const struct xskd_forward *forward, struct xskd_port *in,
+						   uint32_t n, enum xskd_drop reason)
+{
+	const struct xskd_ring *rx = &in->rings[XSKD_RX];
+	uint32_t packets = 0, next;
+
+	if (forward->capture)
+		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
+	count(&in->counters->rx_bytes, length_at(rx, 0, n));
+	intend(in->umem, OPERATION_RECEIVE, in->index, in->index, 0);
+	for (uint32_t at = 0; at < n; at += next, packets++) {
+		next = packet_at(rx, at, n - at);
+		drop_packet(in, at, next, sound(in, at, next) ? reason : XSKD_DROP_INVALID);
+	}
+	ring_release(&in->rings[XSKD_RX], n);
+	settle(in->umem);
+	count_burst(in->counters->rx_batches, packets);
+	count(&in->counters->rx_packets, packets);
+	return n;
+}
+
 /* TX has too little room for the packet at the front: as blocked() in forward.c. */
 static uint32_t __attribute__((cold)) blocked(const struct xskd_forward *forward, struct xskd_port *in,
 					      struct xskd_port *out, uint32_t n)
 {
-	const struct xskd_ring *rx = &in->rings[XSKD_RX];
-	uint32_t packets = 0, ready, next;
-
-	count(&in->counters->tx_blocked, 1);
+	if (forward->action != XSKD_ROUTE)
+		count(&in->counters->tx_blocked, 1);
 	if (out->blocked_since_ns == 0)
 		out->blocked_since_ns = forward->now_ns;
 	if (forward->now_ns - out->blocked_since_ns < DEADLINE_NS)
 		return 0;
-	ready = whole_packets(rx, n, n);
-	if (forward->capture)
-		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, ready);
-	count(&in->counters->rx_bytes, length_at(rx, 0, ready));
-	intend(in->umem, OPERATION_RECEIVE, in->index, in->index, 0);
-	for (uint32_t at = 0; at < ready; at += next, packets++) {
-		next = packet_at(rx, at, ready - at);
-		drop_packet(in, at, next, sound(in, at, next) ? XSKD_DROP_TX_FULL : XSKD_DROP_INVALID);
-	}
-	ring_release(&in->rings[XSKD_RX], ready);
-	settle(in->umem);
-	count_burst(in->counters->rx_batches, packets);
-	count(&in->counters->rx_packets, packets);
-	return ready;
+	return drop_packets(forward, in, whole_packets(&in->rings[XSKD_RX], n, n), XSKD_DROP_TX_FULL);
 }
 
 /* The first `ready` entries of RX, which are whole packets and have room on TX. */
@@ -271,6 +285,23 @@ static void batch(const struct xskd_forward *forward, struct xskd_port *in, stru
 		xskd_capture_burst(forward->capture, out, XSKD_TX, -moved.sent, moved.sent);
 }
 
+/* Does a whole packet stand at the front of n entries? If not, `taken` are the entries that were discarded, 0 as
+ * long as its end may still come. */
+static bool begins_well(const struct xskd_forward *forward, struct xskd_port *in, uint32_t n, uint32_t room,
+			uint32_t *taken)
+{
+	if (hopeless(in, n, room)) {
+		*taken = discard(in, n);
+		return false;
+	}
+	if (packet_at(&in->rings[XSKD_RX], 0, n) == 0) {
+		*taken = unfinished(forward, in, n);
+		return false;
+	}
+	in->unfinished_since_ns = 0;
+	return true;
+}
+
 uint32_t packets_burst(const struct xskd_forward *forward, struct xskd_port *in, struct xskd_port *out)
 {
 	struct xskd_ring *rx = &in->rings[XSKD_RX], *tx = &out->rings[XSKD_TX];
@@ -280,11 +311,8 @@ uint32_t packets_burst(const struct xskd_forward *forward, struct xskd_port *in,
 
 	observe(in, XSKD_RX, waiting);
 	observe(out, XSKD_TX, unsent);
-	if (n && hopeless(in, n, tx->size))
-		return discard(in, n);
-	if (n && packet_at(rx, 0, n) == 0)
-		return unfinished(forward, in, n);
-	in->unfinished_since_ns = 0;
+	if (n && !begins_well(forward, in, n, tx->size, &ready))
+		return ready;
 	ready = whole_packets(rx, n, room);
 	if (n && ready == 0)
 		return blocked(forward, in, out, n);
@@ -294,6 +322,52 @@ uint32_t packets_burst(const struct xskd_forward *forward, struct xskd_port *in,
 		return 0;
 	batch(forward, in, out, ready);
 	observe(out, XSKD_TX, ring_used_by_producer(tx));
+	return ready;
+}
+
+/* ---- routing: the same, for route_burst() in forward.c ------------------------------------------- */
+
+/* By which port the packet leaves that is the n entries there. Headers and metadata are with its first frame. */
+static uint32_t egress_of(const struct xskd_forward *forward, const struct xskd_port *in, uint32_t at, uint32_t n)
+{
+	const struct frames frames = frames_of(in->umem);
+	const struct xskd_ring *rx = &in->rings[XSKD_RX];
+	const struct xdp_desc *first = ring_desc(rx, at);
+
+	if (first->addr >> frames.shift >= frames.count || !fits(&frames, first->addr, part_of(first)) ||
+	    (n > 1 && first->len < ROUTE_LEAST6))
+		return NOWHERE;
+	return route_egress(in->umem->area + first->addr, first->addr & frames.mask,
+			    (uint32_t)length_at(rx, at, n), forward->port_count, NOWHERE);
+}
+
+uint32_t packets_look(const struct xskd_forward *forward, struct xskd_port *in, uint32_t n, uint8_t *egress,
+		      uint32_t *taken)
+{
+	const struct xskd_ring *rx = &in->rings[XSKD_RX];
+	uint32_t ready, next;
+
+	if (!begins_well(forward, in, n, UINT32_MAX, taken))
+		return 0;
+	ready = whole_packets(rx, n, n);
+	for (uint32_t at = 0; at < ready; at += next) {
+		next = packet_at(rx, at, ready - at);
+		memset(egress + at, (int)egress_of(forward, in, at, next), next);
+	}
+	return ready;
+}
+
+uint32_t packets_run(const struct xskd_forward *forward, struct xskd_port *in, struct xskd_port *out, uint32_t n)
+{
+	uint32_t ready;
+
+	if (!out)
+		return drop_packets(forward, in, n, XSKD_DROP_NO_METADATA);
+	ready = whole_packets(&in->rings[XSKD_RX], n, ring_reserve(&out->rings[XSKD_TX], n));
+	if (ready == 0)
+		return blocked(forward, in, out, n);
+	batch(forward, in, out, ready);
+	observe(out, XSKD_TX, ring_used_by_producer(&out->rings[XSKD_TX]));
 	return ready;
 }
 

@@ -29,6 +29,12 @@ static inline uint32_t packet_at(const struct xskd_ring *ring, uint32_t offset, 
 
 /* One burst of the loop, as forward_burst and copied_burst. Returns the entries taken from RX. */
 uint32_t packets_burst(const struct xskd_forward *forward, struct xskd_port *in, struct xskd_port *out);
+/* Of n entries at least 1: by which port each leaves, as far as there are whole packets. Returns those entries; 0:
+ * none, and `taken` from RX were no packet. */
+uint32_t packets_look(const struct xskd_forward *forward, struct xskd_port *in, uint32_t n, uint8_t *egress,
+		      uint32_t *taken);
+/* The next n entries, which leave by `out`, or NULL: nowhere. Returns those taken from RX, 0 if TX is full. */
+uint32_t packets_run(const struct xskd_forward *forward, struct xskd_port *in, struct xskd_port *out, uint32_t n);
 /* As xskd_receive and xskd_transmit: whole packets only. Return the number of frames. */
 uint32_t packets_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wanted);
 uint32_t packets_transmit(struct xskd_port *port, const struct xdp_desc *held, uint32_t n);

@@ -224,23 +224,41 @@ uint32_t fake_usable(const struct fake *fake)
 	return fake->umem.frame_size - FAKE_OFFSET;
 }
 
+/* The next packet, with what may stand in front of it. */
+static const uint8_t *make_packet(struct fake_port *fake, uint32_t length)
+{
+	static uint8_t room[FAKE_OFFSET + FAKE_LONGEST];
+	uint8_t *packet = room + FAKE_OFFSET;
+
+	if (length > FAKE_LONGEST)
+		abort();
+	for (uint32_t i = 0; i < length; i++)
+		packet[i] = fake_byte(fake->fake->delivered, i);
+	memset(room, 0, FAKE_OFFSET);
+	if (fake->fake->on_arrival)
+		fake->fake->on_arrival(fake, fake->fake->delivered, packet, length);
+	return packet;
+}
+
 /* As many frames as it takes, and RX shows all of them at once. */
 static bool deliver_packet(struct fake_port *fake, uint32_t length)
 {
 	const struct xskd_ring *ring = &fake->port.rings[XSKD_RX];
 	const uint32_t usable = fake_usable(fake->fake), needed = (length + usable - 1) / usable;
+	const uint8_t *packet;
 
 	fake_take_fill(fake, needed + fake->prefetch);
 	if (fake->in_kernel_count < needed ||
 	    ring->size - (fake->kernel[XSKD_RX] - load(&fake->consumer[XSKD_RX])) < needed)
 		return false;
+	packet = make_packet(fake, length);
 	for (uint32_t done = 0, n; done < length; done += n) {
 		uint64_t addr = fake->in_kernel[--fake->in_kernel_count];
+		const uint32_t before = done ? 0 : FAKE_OFFSET;
 
 		n = length - done < usable ? length - done : usable;
 		frame_goes(fake->fake, addr);
-		for (uint32_t i = 0; i < n; i++)
-			fake->fake->umem.area[addr + FAKE_OFFSET + i] = fake_byte(fake->fake->delivered, done + i);
+		memcpy(fake->fake->umem.area + addr + FAKE_OFFSET - before, packet + done - before, before + n);
 		((struct xdp_desc *)ring->entries)[fake->kernel[XSKD_RX]++ & ring_mask(ring)] =
 			(struct xdp_desc){ .addr = addr + FAKE_OFFSET, .len = n,
 					   .options = done + n < length ? XDP_PKT_CONTD : 0 };

@@ -18,6 +18,7 @@
 #define FAKE_PORTS 2            /* of connect and reflect */
 #define FAKE_MOST_PORTS 3       /* of route */
 #define FAKE_OFFSET 256         /* where the kernel puts a packet in its frame */
+#define FAKE_LONGEST 65536       /* bytes of a packet */
 #define FAKE_ANSWERS 64
 #define FAKE_WALL_NS 1700000000123456789ull     /* wall clock when ours began */
 

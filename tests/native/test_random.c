@@ -282,3 +282,9 @@ TEST(random_walks_of_route)
 	for (uint64_t number = WALKS; number < WALKS * 3 / 2; number++)
 		walk(number, XSKD_ROUTE, false);
 }
+
+TEST(random_walks_of_route_of_packets_of_several_descriptors)
+{
+	for (uint64_t number = WALKS * 3 / 2; number < 2 * WALKS; number++)
+		walk(number, XSKD_ROUTE, true);
+}

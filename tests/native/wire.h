@@ -42,7 +42,7 @@ static inline void wire_look(struct fake_port *port, const uint8_t *packet, uint
 static inline void wire_look_routed(struct fake_port *port, const uint8_t *packet, uint32_t length)
 {
 	struct routed arrived;
-	uint8_t wanted[2048];
+	static uint8_t wanted[FAKE_LONGEST];
 
 	routed_read(packet, &arrived);
 	CHECK(arrived.from < port->fake->forward.port_count && length <= port->port.max_length);
