@@ -22,7 +22,9 @@ from pyroute2.netlink.generic import AsyncGenericNetlinkSocket
 
 from xskd.errors import XskdError
 
-ETHTOOL = "ethtool"  # linux/ethtool_netlink.h: the generic netlink family
+# Families of generic netlink, and the multicast group in which each tells: ethtool of new settings
+# (linux/ethtool_netlink.h), netdev of what a device can do for XDP (linux/netdev.h).
+FAMILIES = {"ethtool": "monitor", "netdev": "mgmt"}
 RTNLGRP_LINK = 1  # linux/rtnetlink.h: links come, go and change; no addresses, neighbours or statistics
 QUIET_SECONDS = 0.05  # what comes in bursts (a switch of 48 ports) is one change
 POLL_SECONDS = 5.0  # for what no message tells, and for messages that were lost
@@ -33,14 +35,14 @@ class LinkWatch:
     """Calls `changed` from the loop at most once per QUIET_SECONDS, while it is started.
 
     Soon after any link of the network namespace in which it was started has appeared, vanished, was renamed,
-    went up or down, got or lost carrier, or changed its MTU, its XDP program or its number of queues; every
-    POLL_SECONDS even if not; and sometimes for less. Of a program that comes or goes by a bpf_link the kernel
-    tells nobody: that, and what a driver keeps to itself, is seen by the poll.
+    went up or down, got or lost carrier, or changed its MTU, its XDP program, its XDP features or its number
+    of queues; every POLL_SECONDS even if not; and sometimes for less. Of a program that comes or goes by a
+    bpf_link the kernel tells nobody: that, and what a driver keeps to itself, is seen by the poll.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._ethtool: int | None = None
+        self._groups: list[int] = []  # of generic netlink
         self._sockets: list[socket.socket] = []
         self._soon: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -48,7 +50,11 @@ class LinkWatch:
     async def start(self) -> None:
         """Begin. Raises XskdError if the kernel gives no netlink sockets."""
         try:
-            self._ethtool = await _ethtool_group()
+            self._groups = [
+                number
+                for family, group in FAMILIES.items()
+                if (number := await _group_of(family, group)) is not None
+            ]
             self._open()
         except (OSError, NetlinkError) as error:
             await self.close()
@@ -65,8 +71,7 @@ class LinkWatch:
 
     def _open(self) -> None:
         self._sockets.append(_subscribed(NETLINK_ROUTE, RTNLGRP_LINK))
-        if self._ethtool is not None:
-            self._sockets.append(_subscribed(NETLINK_GENERIC, self._ethtool))
+        self._sockets += [_subscribed(NETLINK_GENERIC, group) for group in self._groups]
         for sock in self._sockets:
             asyncio.get_running_loop().add_reader(sock, self._read, sock)
 
@@ -117,23 +122,23 @@ class LinkWatch:
                 self._poll_in(REOPEN_SECONDS)
 
 
-async def _ethtool_group() -> int | None:
-    """The multicast group in which ethtool tells of new settings; None if the kernel has none.
+async def _group_of(name: str, group: str) -> int | None:
+    """The number of a family's multicast group; None if the kernel has none.
 
-    Without it `ethtool -L` is seen by the next poll where the driver says nothing by rtnetlink.
+    What it would tell of is then seen by the next poll, where the driver says nothing by rtnetlink.
     """
     family = AsyncGenericNetlinkSocket()
     family.module_err_level = "debug"  # a kernel without it is nothing to tell anybody
     try:
-        await family.bind(ETHTOOL, genlmsg)
+        await family.bind(name, genlmsg)
     except NetlinkError as error:
         if error.code == errno.ENOENT:
             return None
         raise
     finally:
         family.close()
-    group: int | None = family.mcast_groups.get("monitor")
-    return group
+    number: int | None = family.mcast_groups.get(group)
+    return number
 
 
 def _subscribed(family: int, group: int) -> socket.socket:

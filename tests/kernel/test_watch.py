@@ -108,6 +108,7 @@ def changes(net: Wire) -> dict[str, Callable[[], object]]:
         "down": lambda: ip(net, "link", "set", "eth1", "down"),
         "up": lambda: ip(net, "link", "set", "eth1", "up"),
         "queues": lambda: net.run(net.dut, "ethtool", "-L", "eth2", "rx", "1", "tx", "1"),
+        "features": lambda: net.run(net.hosts[1], "ethtool", "-K", "eth0", "gro", "off"),
     }
 
 
@@ -250,7 +251,7 @@ def test_a_dead_socket_is_replaced(wire: MakeWire, monkeypatch: pytest.MonkeyPat
         await asyncio.sleep(0.4)
         monkeypatch.setattr(watch, "POLL_SECONDS", 60.0)
         await asyncio.sleep(0.5)  # the last short poll
-        assert len(told.watch._sockets) == 2
+        assert len(told.watch._sockets) == 3
         assert await told.of(lambda: ip(net, "link", "set", "eth1", "mtu", "1400"))
 
     original = watch._subscribed
@@ -272,11 +273,11 @@ def test_no_netlink_socket_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch
     asyncio.run(main())
 
 
-def test_a_kernel_without_the_ethtool_family_is_watched_all_the_same(
+def test_a_kernel_without_the_generic_families_is_watched_all_the_same(
     wire: MakeWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = wire(links=1)
-    monkeypatch.setattr(watch, "ETHTOOL", "nosuchfamily")
+    monkeypatch.setattr(watch, "FAMILIES", {"nosuchfamily": "monitor", "ethtool": "nosuchgroup"})
 
     async def test(told: Told) -> None:
         assert len(told.watch._sockets) == 1
