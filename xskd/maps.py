@@ -99,7 +99,7 @@ class Verdicts:
     """
 
     redirected: int = 0
-    express: int = 0
+    expressed: int = 0
     passed: int = 0
     dropped: int = 0
     rule_limited: int = 0

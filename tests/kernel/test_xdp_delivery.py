@@ -333,7 +333,7 @@ def test_an_open_lane_takes_express_packets_and_a_closed_one_leaves_them_to_the_
     assert len(xsk.receive()) == 3
     program.open_lanes({1})
     assert net.taps[0].through(packets, net.taps[1]) == packets
-    assert program.verdicts() == Verdicts(redirected=3, express=3)
+    assert program.verdicts() == Verdicts(redirected=3, expressed=3)
     configure(net, program, "connect", answer="redirect")
     net.taps[0].send(packets)
     assert len(xsk.receive()) == 3
@@ -451,7 +451,7 @@ def test_an_express_packet_is_routed_by_the_program(router: tuple[Wire, Program]
         assert got[14:] == ipv4("10.1.0.2", "10.3.0.7", ttl=ttl - 1)[14:]  # the checksum too
     got = arrived(ipv6("fd01::2", "fd03::7"))
     assert got[14:] == ipv6("fd01::2", "fd03::7", hops=63)[14:]
-    assert program.verdicts().express == 4
+    assert program.verdicts().expressed == 4
 
 
 @pytest.mark.parametrize(
