@@ -54,9 +54,13 @@ class Capture:
 
 
 class Captures:
-    """All of them. `slots` tells the workers there are, by name."""
+    """All of them. `slots` tells the workers there are, by name.
+
+    `changed` is called when one has been noted, before anybody is told that it runs, and when one is over.
+    """
 
     def __init__(self, slots: Callable[[], Mapping[str, Slot]]) -> None:
+        self.changed: Callable[[], None] = lambda: None
         self._slots = slots
         self._orders: dict[str, Order] = {}  # by worker
         self._reserved: set[str] = set()  # workers whose rings are being made
@@ -81,6 +85,7 @@ class Captures:
         capture = Capture(orders, over)
         self._orders |= orders
         try:
+            self.changed()
             await self._begun(capture)
         except BaseException:
             self.end(capture)
@@ -112,6 +117,12 @@ class Captures:
                 self.tell(slot)
             # Whoever lets go last frees the memory, some milliseconds, which must not be the worker.
             asyncio.get_running_loop().call_later(LET_GO_SECONDS, os.close, order.fd)
+        self.changed()
+
+    @property
+    def paths(self) -> set[str]:
+        """The paths on which one runs, or begins."""
+        return {name.rpartition("/")[0] for name in self._orders}
 
     def end_all(self) -> None:
         """The daemon ends: workers that outlive it copy no more."""

@@ -26,13 +26,16 @@ from xskd import __version__, config, inheritance, logs, machine, notify
 from xskd.crew import Crew, Due, Exited, Late, Said, WorkerEvent
 from xskd.difference import Difference, difference
 from xskd.errors import ConfigError, Problem, XdpError, XskdError
+from xskd.features import Features
+from xskd.lanes import Lanes
 from xskd.logs import about
 from xskd.machine import Outlook
 from xskd.nic import Nics
+from xskd.picture import Pictures
 from xskd.plan import InterfacePlan, Plan, WaitingPath
 from xskd.programs import Programs
 from xskd.slot import Slot
-from xskd.status import DaemonStatus, InterfaceStatus, Reloads, WorkerStatus, describe
+from xskd.status import DaemonStatus, Reloads, WorkerStatus, describe
 from xskd.store import Store
 from xskd.watch import LinkWatch
 
@@ -113,6 +116,9 @@ class Supervisor:
         self._unsettled: list[tuple[Reload, list[str], list[str]]] = []  # with actions and problems
         self._reloads = Reloads(self._started)
         self._nics = Nics(lambda: self.config.interfaces)
+        self.lanes = Lanes(self.programs, self.crew, self._features)
+        self.crew.captures.changed = self.lanes.review
+        self._pictures = Pictures(self.programs, self.lanes, self._nics)
 
     async def run(self) -> None:
         """Start, forward, and stop in order when a Stop event comes. StartError if nothing can be started."""
@@ -164,6 +170,7 @@ class Supervisor:
                 self._stopping = True
             case _:
                 pass
+        self.lanes.review()
         self._save()  # before anybody is told: a successor must find what was promised
         self._consider_settled()
         self._consider_ready()
@@ -181,7 +188,7 @@ class Supervisor:
             paths=tuple(self.config.paths),
             waiting={path.name: [str(problem) for problem in path.problems] for path in self.plan.waiting},
             interfaces=tuple(
-                self._interface(name, path)
+                self._pictures.interface(name, path, self.config, self.plan, self.devices.get(name))
                 for path, wanted in self.config.paths.items()
                 for name in wanted.interfaces
             ),
@@ -290,12 +297,15 @@ class Supervisor:
                 refused[plan.name] = outlook.config.problem(("interfaces", plan.name), str(error))
         self._renew(outlook)
         running = outlook.plan.without(refused)
-        for plan in steps.fallback:
+        for plan, change in (
+            *((plan, self.programs.set_fallback) for plan in steps.fallback),
+            *((plan, self.programs.set_rules) for _, plan in steps.rules),
+        ):
             try:
-                self.programs.set_fallback(plan)
+                change(plan)
             except XdpError as error:  # the next look tries again
                 errors.append(str(error))
-                running = running.with_fallback(self.programs.plans[plan.name])
+                running = running.with_kept(self.programs.plans[plan.name])
         self._set_to_work(difference(self.plan, running), outlook.plan)
         self._log_waiting(running.waiting)
         if steps.settings and (wrong := self._settle(outlook.plan)):
@@ -339,6 +349,10 @@ class Supervisor:
                     self.programs.renew(name)
                 except XdpError as error:
                     log.warning("%s: new queues: %s", name, error, extra=about(interface=name))
+
+    def _features(self, interface: str) -> Features | None:
+        device = self.devices.get(interface)
+        return device.features if device else None
 
     def _log_waiting(self, waiting: Sequence[WaitingPath]) -> None:
         """Each path that cannot run is told of once for each reason."""
@@ -470,33 +484,15 @@ class Supervisor:
 
     def _worker(self, slot: Slot, *, new_marks: bool) -> WorkerStatus:
         told = slot.status(new_marks=new_marks)
-        ports = (replace(p, nic_rx_dropped=self._nics.counters(p.interface, p.queue)) for p in told.ports)
-        return replace(told, ports=tuple(ports))
-
-    def _interface(self, name: str, path: str) -> InterfaceStatus:
-        program = self.programs.by_name.get(name)
-        device = self.devices.get(name)
-        planned = next((plan for plan in self.plan.interfaces if plan.name == name), None)
-        ports = (port for worker in self.plan.workers for port in worker.ports)
-        taken = {port.queue for port in ports if port.interface == name}
-        return InterfaceStatus(
-            name=name,
-            path=path,
-            queues=device.queues if device else 0,
-            carrier=bool(device and device.carrier),
-            fallback=planned.fallback if planned else self.config.paths[path].fallback,
-            attach_wanted=self.config.interfaces[name].attach,
-            attach=program.attach_mode if program else None,
-            verdicts=self.programs.verdicts(name),
-            up=bool(device and device.up),
-            driver=device.driver if device else "",
-            foreign_program=bool(
-                device and device.xdp_prog_id and device.xdp_prog_id not in self.programs.ours
-            ),
-            queues_without_socket=len(set(range(device.queues)) - taken) if device else 0,
-            zerocopy_able="xsk-zerocopy" in device.features.xdp if device and device.features else None,
-            rx_dropped=self._nics.counters(name),
+        ports = (
+            replace(
+                port,
+                nic_rx_dropped=self._nics.received(port.interface, port.queue),
+                nic_tx_dropped=self._nics.sent(port.interface, port.queue),
+            )
+            for port in told.ports
         )
+        return replace(told, ports=tuple(ports))
 
 
 def _answer(reload: Reload, actions: list[str], problems: Sequence[str] = ()) -> None:

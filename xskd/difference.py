@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from xskd.plan import InterfacePlan, Plan, WorkerPlan
+from xskd.plan import InterfacePlan, Plan, WorkerPlan, counted
 
 T = TypeVar("T", InterfacePlan, WorkerPlan)
 
@@ -22,13 +22,16 @@ class Difference:
     """What to do, in this order; plans are the new ones, except where something ends.
 
     `detach` and `attach`: programs (an interface in both gets a new one). `fallback`: another answer of a
-    program that stays. `stop`: workers that end. `rebuild`: workers that need new sockets. `tune`: workers
-    that keep theirs and change how they work. `start`: new workers. `settings`: what changes around them.
+    program that stays. `rules`: other rules or surroundings of one that stays, which touches no socket and no
+    worker; an interface may be in both. `stop`: workers that end. `rebuild`: workers that need new sockets.
+    `tune`: workers that keep theirs and change how they work. `start`: new workers. `settings`: what changes
+    around them.
     """
 
     detach: tuple[InterfacePlan, ...]
     attach: tuple[InterfacePlan, ...]
     fallback: tuple[InterfacePlan, ...]
+    rules: tuple[tuple[InterfacePlan, InterfacePlan], ...]  # from, to
     stop: tuple[WorkerPlan, ...]
     rebuild: tuple[WorkerPlan, ...]
     tune: tuple[tuple[WorkerPlan, WorkerPlan], ...]  # from, to
@@ -40,6 +43,7 @@ class Difference:
         yield from (f"{i.name}: detach the XDP program" for i in self.detach)
         yield from (f"{i.name}: attach the XDP program" for i in self.attach)
         yield from (f"{i.name}: fallback {i.fallback}" for i in self.fallback)
+        yield from (f"{new.name}: {_answers(old, new)}" for old, new in self.rules)
         yield from (f"{w.name}: stop" for w in self.stop)
         yield from (f"{w.name}: new sockets" for w in self.rebuild)
         yield from (f"{new.name}: {_tuning(old, new)}" for old, new in self.tune)
@@ -59,6 +63,11 @@ def difference(old: Plan, new: Plan) -> Difference:
             after
             for before, after in interfaces
             if same_hook(before, after) and before.fallback != after.fallback
+        ),
+        rules=tuple(
+            (before, after)
+            for before, after in interfaces
+            if same_hook(before, after) and not same_answers(before, after)
         ),
         stop=stop,
         rebuild=tuple(after for before, after in workers if not same_sockets(before, after)),
@@ -86,6 +95,11 @@ def same_hook(old: InterfacePlan, new: InterfacePlan) -> bool:
     return (old.ifindex, old.attach) == (new.ifindex, new.attach) and old.queues >= new.queues
 
 
+def same_answers(old: InterfacePlan, new: InterfacePlan) -> bool:
+    """Does a program do the same with every packet under both, whatever becomes of one without a socket?"""
+    return old == replace(new, queues=old.queues, fallback=old.fallback)
+
+
 def _sorted_out(
     old: Iterable[T], new: Iterable[T], key: Callable[[T], str]
 ) -> tuple[tuple[T, ...], tuple[T, ...], list[tuple[T, T]]]:
@@ -110,6 +124,25 @@ def _tuning(old: WorkerPlan, new: WorkerPlan) -> str:
         if before.mtu != after.mtu
     ]
     return ", ".join(changes)
+
+
+def _answers(old: InterfacePlan, new: InterfacePlan) -> str:
+    """What another answer is due to."""
+    changes = []
+    if old.rules != new.rules:
+        limits = (
+            [f"path {new.rules.limit.text}"] if old.rules.limit != new.rules.limit and new.rules.limit else []
+        )
+        changes = [counted(len(new.rules.rules), "rule"), f"default {new.rules.default}", *limits]
+    if (old.path, old.kind) != (new.path, new.kind):
+        changes.append(f"path {new.path} ({new.kind})")
+    elif (old.members, old.own) != (new.members, new.own):
+        changes.append("other interfaces in its path")
+    if old.mac != new.mac:
+        changes.append(f"MAC address {new.mac}")
+    if old.shares != new.shares and old.rules == new.rules:
+        changes.append(f"limits shared by {counted(new.shares, 'queue')}")
+    return ", ".join(changes) or f"express {new.express}"
 
 
 def _settings(old: Plan, new: Plan) -> Iterator[str]:

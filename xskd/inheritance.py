@@ -42,6 +42,7 @@ def save(store: Store, config: Config, programs: Programs, crew: Crew, before: s
         "format": FORMAT,
         "config": {"file": config.file, "text": config.text},
         "interfaces": programs.record(),
+        "rule_tallies": programs.record_tallies(),
         "workers": crew.record(),
     }
     text = json.dumps(state)
@@ -81,6 +82,7 @@ def take(store: Store, wanted: Plan, programs: Programs, crew: Crew) -> Plan:
 
 def _interfaces(state: Mapping[str, Any], wanted: Plan, programs: Programs) -> Iterator[InterfacePlan]:
     before = Programs.recorded(state["interfaces"])
+    programs.take_over(state)
     for plan in wanted.interfaces:
         if plan.name not in before:
             continue

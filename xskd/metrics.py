@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from xskd.counters import BATCH_BOUNDS, TIME_BOUNDS
-from xskd.status import InterfaceStatus, PortStatus, WorkerState
+from xskd.status import InterfaceStatus, LaneState, PortStatus, WorkerState
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,16 @@ PORT_ROWS = (
         "what `fallback: drop` threw away (also in xskd_xdp_verdicts_total).",
         lambda p: p.nic_rx_dropped,
     ),
+    Row(
+        "xskd_nic_tx_dropped_packets",
+        "counter",
+        (*PORT, "stat"),
+        "What the NIC lost of this queue after it was given to it: the TX counters of `ethtool -S` that mean "
+        "a loss, named, read and continued likewise. Express packets are lost here and nowhere else: "
+        "tx_xdp_xmit_errors on veth, tx_xdp_tx_drops on virtio_net. Worry when it grows: the egress is "
+        "slower than what is sent to it.",
+        lambda p: p.nic_tx_dropped,
+    ),
 )
 
 # Per worker; its queue is that of its first interface.
@@ -443,10 +453,79 @@ INTERFACE_ROWS = (
         "xskd_xdp_verdicts",
         "counter",
         (*INTERFACE, "verdict"),
-        "Packets that the XDP program saw: redirected to a socket; no_socket_passed and "
-        "no_socket_dropped came in on a queue without a worker and took the path's fallback. "
-        "Worry when those grow.",
+        "Packets that the XDP program saw, each under one verdict: redirected to a socket; expressed, sent "
+        "straight out of another interface; passed to the kernel or dropped, as a rule says; rule_limited "
+        "and path_limited, dropped over a limit; unroutable, left to the kernel for a reason that "
+        "xskd_unroutable_packets_total tells; no_socket_passed and no_socket_dropped came in on a queue "
+        "without a worker and took the path's fallback. Worry when those two grow.",
         lambda i: asdict(i.verdicts),
+    ),
+    Row(
+        "xskd_xdp_verdict_bytes",
+        "counter",
+        (*INTERFACE, "verdict"),
+        "Bytes of those packets, from the Ethernet header on, without FCS.",
+        lambda i: asdict(i.verdict_bytes),
+    ),
+    Row(
+        "xskd_rule_packets",
+        "counter",
+        (*INTERFACE, "rule"),
+        "Packets that matched the rule, by its name (its place where it has none); default: that matched "
+        "none. Goes on over reloads, under the same name. No series on an interface without rules.",
+        lambda i: {rule.name: rule.packets for rule in i.rules},
+    ),
+    Row(
+        "xskd_rule_bytes",
+        "counter",
+        (*INTERFACE, "rule"),
+        "Bytes of those packets, from the Ethernet header on, without FCS.",
+        lambda i: {rule.name: rule.bytes for rule in i.rules},
+    ),
+    Row(
+        "xskd_rule_limited_packets",
+        "counter",
+        (*INTERFACE, "rule"),
+        "Packets of the rule that were over its own limit, and dropped for it. What a limit is for; worry "
+        "only if it should not be reached.",
+        lambda i: {rule.name: rule.limited for rule in i.rules},
+    ),
+    Row(
+        "xskd_rules",
+        "gauge",
+        INTERFACE,
+        "Rules in force on the interface, the default aside.",
+        lambda i: max(len(i.rules) - 1, 0),
+    ),
+    Row(
+        "xskd_unroutable_packets",
+        "counter",
+        (*INTERFACE, "reason"),
+        "Packets of a route path that were left to the kernel, which forwards, answers or drops them. local: "
+        "for this host, or no route; no_neighbour: the kernel asks for it, then the path forwards; "
+        "ttl_expired, fragmentation_needed, unreachable, prohibited: it answers with ICMP; outside: the "
+        "egress is not of the path. Worry about much of forwarding_off (`xskd doctor` says what to set), "
+        "outside, no_metadata (the driver has no room for it) and lookup_failed.",
+        lambda i: i.unroutable,
+    ),
+    Row(
+        "xskd_unparsed_packets",
+        "counter",
+        INTERFACE,
+        "Packets that no rule could be asked about, truncated or with lengths that cannot be; they took the "
+        "default and are in one of the verdicts too. Worry when it grows: somebody sends rubbish, or tries "
+        "what the rules let through.",
+        lambda i: i.unparsed,
+    ),
+    Row(
+        "xskd_express_lane",
+        "gauge",
+        (*INTERFACE, "state"),
+        "1 for the state of the express lane that leaves by the interface. off: nothing in the path says "
+        "express; the others but open say why its packets go through the socket. Worry about unsupported "
+        "(the driver, or a veth's peer, takes no redirected frames) and zerocopy: what was asked for cannot "
+        "be had here.",
+        lambda i: {state: float(i.lane == state) for state in get_args(LaneState)},
     ),
     Row(
         "xskd_xdp_attached",
@@ -605,7 +684,7 @@ def as_markdown() -> str:
         "or an interface is made anew; a worker that is down, an interface that is gone keep their series.",
         "What NICs lost begins with what the kernel has counted so far. The labels are bounded by the",
         "configuration: `path`, `interface` and `queue` are its names and numbers; `stat` of what a NIC lost",
-        "is bounded by its driver.",
+        "is bounded by its driver, `rule` are the rules' names and places.",
     ]
     for title, rows in (
         ("Per interface and queue", PORT_ROWS),

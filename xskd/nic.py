@@ -1,4 +1,7 @@
-"""What a NIC counts of packets that it lost before anybody could count them here: `ethtool -S` and rtnetlink.
+"""What a NIC counts of packets that it lost, on the way in or out: `ethtool -S` and rtnetlink.
+
+On the way in they are lost before anybody could count them here; on the way out after the kernel has taken
+them, as it does with packets that an XDP program redirects to an interface whose ring is full.
 
 Read in a thread, every READ_SECONDS, whoever asks and how often: a driver may ask its firmware, and holds the
 kernel's RTNL lock meanwhile, which must never stop the supervisor's loop, and would let every scraper decide
@@ -48,9 +51,9 @@ GONE = frozenset({errno.ENODEV, errno.ENXIO})
 ROOM = 1 << 16
 Names, Values = generate_EthtoolGstrings(ROOM), generate_EthtoolGStats(ROOM)
 
-# `rx_queue_0_drops`, `rx0_drops`, `queue_0_rx_drops`, `[0]: rx_drops`; and `rx_drops[0]`.
-NUMBER_FIRST = re.compile(r"(rx_?)?(?:queue_?|ring_?|q_?)?(\d+)_(.+)")
-NUMBER_LAST = re.compile(r"(rx_.+)_(\d+)")
+# `rx_queue_0_drops`, `rx0_drops`, `queue_0_rx_drops`, `[0]: rx_drops`; and `rx_drops[0]`. The same with tx.
+NUMBER_FIRST = re.compile(r"(?:([rt]x)_?)?(?:queue_?|ring_?|q_?)?(\d+)_(.+)")
+NUMBER_LAST = re.compile(r"([rt]x_.+)_(\d+)")
 LOST = re.compile(r"(?:^|_)(?:drop|discard)")
 FAILED = re.compile(r"(?:^|_)(?:err|miss|fail|no_?buf|overrun|overflow|full)")
 # A wrong checksum does not cost the packet; the others are about caches and filters.
@@ -71,9 +74,9 @@ class Reading:
 
 @lru_cache(1 << 14)
 def loss(name: str) -> tuple[int, str] | None:
-    """Queue and name of an RX counter that means a loss, of one of a driver's names; None for all others.
+    """Queue and name of a counter that means a loss, of one of a driver's names; None for all others.
 
-    The name is in lower case with `_` between its words, begins with rx, and has lost the number of the
+    The name is in lower case with `_` between its words, begins with rx or tx, and has lost the number of the
     queue: `rx_queue_3_xdp_drops`, `rx3_xdp_drops`, `[3]: rx_xdp_drops` and `rx_xdp_drops[3]` all are
     (3, "rx_xdp_drops"). It means a loss if it says drop or discard, or has a word that begins with err, miss,
     fail, no_buf, overrun, overflow or full and is not about checksums, caches or filters.
@@ -85,10 +88,10 @@ def loss(name: str) -> tuple[int, str] | None:
     else:
         first = NUMBER_FIRST.fullmatch(words)
         queue, stat = (first[2], first[3]) if first else ("", "")
-        if first and first[1] and not stat.startswith("rx_"):
-            stat = f"rx_{stat}"
+        if first and first[1] and not stat.startswith(f"{first[1]}_"):
+            stat = f"{first[1]}_{stat}"
     means_loss = LOST.search(stat) or (FAILED.search(stat) and not HARMLESS.search(stat))
-    return (int(queue), stat) if stat.startswith("rx_") and means_loss else None
+    return (int(queue), stat) if stat.startswith(("rx_", "tx_")) and means_loss else None
 
 
 def read(names: Iterable[str]) -> dict[str, Reading | Exception]:
@@ -190,9 +193,17 @@ class Nics:
         if self._timer is not None:
             self._timer.cancel()
 
-    def counters(self, interface: str, queue: int | None = None) -> dict[str, int]:
-        """What a queue has lost, or (None) the interface as a whole; empty before the first reading."""
-        return dict(self._totals[interface].by_queue[queue])
+    def received(self, interface: str, queue: int | None = None) -> dict[str, int]:
+        """What a queue has lost of what came in, or (None) the interface; empty before the first reading."""
+        return self._counters(interface, queue, "rx_")
+
+    def sent(self, interface: str, queue: int) -> dict[str, int]:
+        """What a queue has lost of what was to go out."""
+        return self._counters(interface, queue, "tx_")
+
+    def _counters(self, interface: str, queue: int | None, way: str) -> dict[str, int]:
+        counters = self._totals[interface].by_queue[queue]
+        return {stat: value for stat, value in counters.items() if stat.startswith(way)}
 
     def _read(self) -> None:
         loop = asyncio.get_running_loop()

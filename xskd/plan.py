@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from xskd.errors import ConfigError, Problem
+from xskd.rules import RuleSet
 from xskd.uapi import Rings
 from xskd.umem import HEADROOM, HUGE_PAGE, MAX_FRAGMENTS
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from xskd.config import Config, Interface, PathConfig
     from xskd.netdev import NetDevice
 
+NO_RULES = RuleSet()
 LINK_HEADER = 14 + 2 * 4  # bytes in front of the MTU's: Ethernet and two VLAN tags
 MAX_PACKET = 65535  # bytes: what the length of a captured packet, and of an IP packet, can say
 
@@ -88,7 +90,12 @@ class WorkerPlan:
 
 @dataclass(frozen=True)
 class InterfacePlan:
-    """One interface with its XDP program; `queues`: entries of its XSKMAP, for all it can ever have."""
+    """One interface with its XDP program; `queues`: entries of its XSKMAP, for all it can ever have.
+
+    `kind` and `members` are its path's: the ifindexes of the interfaces in the order of the file, 0 for one
+    that is not there; `own` is its own place among them. `mac` is its address, empty if it has none. `rules`
+    are as the path's `express` has them. `shares` is how many queues share each limit, 1 where there is none.
+    """
 
     name: str
     ifindex: int
@@ -96,6 +103,18 @@ class InterfacePlan:
     attach: Literal["auto", "native", "generic"]
     fallback: Literal["pass", "drop"]
     path: str
+    kind: Literal["reflect", "connect", "route"] = "connect"
+    members: tuple[int, ...] = ()
+    own: int = 0
+    mac: str = ""
+    rules: RuleSet = NO_RULES
+    express: Literal["rules", "auto", "off"] = "rules"
+    shares: int = 1
+
+    @property
+    def says_express(self) -> bool:
+        """Does any rule, or the default, send packets by an express lane?"""
+        return "express" in (self.rules.default, *(rule.verdict for rule in self.rules.rules))
 
 
 @dataclass(frozen=True)
@@ -137,12 +156,9 @@ class Plan:
             raise ConfigError(self.problems)
         return self
 
-    def with_fallback(self, kept: InterfacePlan) -> Plan:
-        """The plan with the fallback that an interface has kept."""
-        members = (
-            replace(member, fallback=kept.fallback) if member.name == kept.name else member
-            for member in self.interfaces
-        )
+    def with_kept(self, kept: InterfacePlan) -> Plan:
+        """The plan with an interface as it has stayed, since it could not be changed."""
+        members = (kept if member.name == kept.name else member for member in self.interfaces)
         return replace(self, interfaces=tuple(members))
 
     def without(self, refused: Mapping[str, Problem]) -> Plan:
@@ -187,7 +203,7 @@ def make_plan(
     chosen = _choose_cpus(config, runnable, present, cpus, cpu_nodes or {})
     return Plan(
         interfaces=tuple(
-            _interface(config, present[member], path, name)
+            _interface(config, present, member, name)
             for name, path in config.paths.items()
             for member in path.interfaces
             if member in present and not _hook_problem(config, present[member])
@@ -205,14 +221,24 @@ def make_plan(
     )
 
 
-def _interface(config: Config, device: NetDevice, path: PathConfig, path_name: str) -> InterfacePlan:
+def _interface(config: Config, devices: Mapping[str, NetDevice], name: str, path_name: str) -> InterfacePlan:
+    device, path = devices[name], config.paths[path_name]
+    rules = config.rules_of(name).effective(path.express)
+    limited = rules.limit is not None or any(rule.limit for rule in rules.rules)
     return InterfacePlan(
-        name=device.name,
+        name=name,
         ifindex=device.ifindex,
         queues=device.max_queues,
-        attach=config.interfaces[device.name].attach,
+        attach=config.interfaces[name].attach,
         fallback=path.fallback,
         path=path_name,
+        kind=path.kind,
+        members=tuple(devices[each].ifindex if each in devices else 0 for each in path.interfaces),
+        own=path.interfaces.index(name),
+        mac=device.mac,
+        rules=rules,
+        express=path.express,
+        shares=len(_selected(config.interfaces[name], device)) if limited else 1,
     )
 
 

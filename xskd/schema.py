@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from xskd.counters import DROPS, PLACES, RINGS, WAKEUP_ERRORS, PortCounters, WorkerCounters
-from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, Reloads, WorkerStatus
+from xskd.status import DaemonStatus, InterfaceStatus, PortStatus, Reloads, RuleStatus, WorkerStatus
 from xskd.xdp import Verdicts
 from xskd.xsk import Statistics
 
@@ -70,12 +70,42 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "rx_dropped": "Packets that the kernel counts as lost on the way into the interface, by its "
             "own names. Some drivers count here what XDP does not take, so the same packet may be counted "
             "elsewhere.",
+            "verdict_bytes": "Bytes of those packets, from the Ethernet header on, without FCS.",
+            "unroutable": "Of a `route` path: packets among the verdicts' `unroutable`, by the reason why "
+            "they were left to the kernel.",
+            "unparsed": "Packets that no rule could be asked about: truncated, or with lengths that cannot "
+            "be. They took the `default` and are in one of the verdicts too.",
+            "default": "The answer to packets that match no rule: `redirect`, `express`, `pass` or `drop`.",
+            "rules": "The rules in force, in order, the default last; empty if there are none.",
+            "express": "Which packets take an express lane, as configured: `rules`, `auto` or `off`.",
+            "lane": "The express lane that leaves by this interface: `open`; `off`, nothing in the path says "
+            "express; or why it is closed: `unsupported` by the driver, a queue in `zerocopy` mode, "
+            "`waiting` for a worker, a `capture`. Its packets go through the socket then.",
+        },
+    ),
+    RuleStatus: (
+        "One rule in force. Its counts go on under its name: over reloads, and over restarts of the daemon "
+        "where its workers go on. A rule without a name is counted by its place.",
+        {
+            "name": "Of the rule: as configured, else its place from `1` on; `default` for packets that "
+            "match none.",
+            "match": "What it matches, in one line; empty for the default.",
+            "verdict": "What becomes of a packet: `redirect`, `express`, `pass` or `drop`.",
+            "packets": "That matched.",
+            "bytes": "Of those packets.",
+            "limited": "Of those packets, the ones over the rule's own limit, which were dropped.",
         },
     ),
     Verdicts: (
-        f"Packets, by what the XDP program did with them. {SINCE}",
+        f"Packets or bytes, by what the XDP program did with them; each is in one. {SINCE}",
         {
             "redirected": "Given to a socket.",
+            "expressed": "Sent straight out of another interface of the path, by an express lane.",
+            "passed": "Given to the kernel's network stack, as a rule or the default says.",
+            "dropped": "Dropped, as a rule or the default says.",
+            "rule_limited": "Dropped: over the limit of their rule.",
+            "path_limited": "Dropped: over the limit of their path.",
+            "unroutable": "Given to the kernel's network stack, since it knows better what to do with them.",
             "no_socket_passed": "Their queue has no socket: given to the kernel's network stack.",
             "no_socket_dropped": "Their queue has no socket: dropped, as `fallback` says.",
         },
@@ -132,6 +162,8 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "kernel": "What the kernel counts (XDP_STATISTICS).",
             "nic_rx_dropped": "Packets that the NIC lost of this queue, by the driver's names (`ethtool "
             "-S`) without the queue's number. Some drivers count here what the kernel counts as well.",
+            "nic_tx_dropped": "The same of packets that were to leave by this queue, also those that an XDP "
+            "program redirected to it.",
             "multi_buffer": "Whether a packet may take several frames, because the MTU does not fit one.",
         },
     ),

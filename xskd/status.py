@@ -14,6 +14,7 @@ from xskd.counters import PortCounters, WorkerCounters
 from xskd.xdp import Verdicts
 from xskd.xsk import Statistics
 
+LaneState = Literal["open", "off", "unsupported", "zerocopy", "waiting", "capture"]
 WorkerState = Literal["starting", "forwarding", "backoff", "waiting", "stopping", "stopped"]
 
 
@@ -21,8 +22,8 @@ WorkerState = Literal["starting", "forwarding", "backoff", "waiting", "stopping"
 class PortStatus:
     """One XSK. `mode` is what is in use, None while it is not bound; `rings` are sizes in entries.
 
-    `nic_rx_dropped` is what the NIC itself lost of this queue, as its driver names it. With `multi_buffer`
-    a packet may take several frames.
+    `nic_rx_dropped` and `nic_tx_dropped` are what the NIC itself lost of this queue, as its driver names it.
+    With `multi_buffer` a packet may take several frames.
     """
 
     interface: str
@@ -33,6 +34,7 @@ class PortStatus:
     counters: PortCounters
     kernel: Statistics
     nic_rx_dropped: dict[str, int] = field(default_factory=dict)
+    nic_tx_dropped: dict[str, int] = field(default_factory=dict)
     multi_buffer: bool = False
 
 
@@ -62,6 +64,18 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True)
+class RuleStatus:
+    """One rule in force, or "default", what matches none; `limited` of its packets were over its limit."""
+
+    name: str
+    match: str
+    verdict: str
+    packets: int
+    bytes: int
+    limited: int
+
+
+@dataclass(frozen=True)
 class InterfaceStatus:
     """One interface of a path, there or not, with its program.
 
@@ -69,6 +83,8 @@ class InterfaceStatus:
     is not there. `foreign_program`: a program that is not ours is attached. `queues_without_socket` are those
     that no worker has. `zerocopy_able` is what the driver says of itself, None where it does not.
     `rx_dropped` is what was lost on the way in, as the kernel counts it for the interface as a whole.
+    `rules` are those in force, the default last, with what they matched; empty where there are none and the
+    `default` is the answer to every packet. `lane` is about express packets that leave by this interface.
     """
 
     name: str
@@ -85,6 +101,13 @@ class InterfaceStatus:
     queues_without_socket: int
     zerocopy_able: bool | None
     rx_dropped: dict[str, int]
+    verdict_bytes: Verdicts
+    unroutable: dict[str, int]
+    unparsed: int
+    default: str
+    rules: tuple[RuleStatus, ...]
+    express: str
+    lane: LaneState
 
 
 @dataclass(frozen=True)

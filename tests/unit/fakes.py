@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,8 +22,9 @@ from xskd.features import Features
 from xskd.machine import Outlook
 from xskd.netdev import NetDevice
 from xskd.plan import Plan, WorkerPlan, make_plan
+from xskd.programs import NO_VERDICTS
 from xskd.uapi import Statistics
-from xskd.xdp import Verdicts
+from xskd.xdp import RuleTally, Settings, Verdicts
 
 PREPARED = {"event": "prepared"}
 BOUND = {
@@ -229,6 +230,7 @@ class FakeProgram:
 
     on: ClassVar[dict[str, FakeProgram]] = {}
     refuse: ClassVar[dict[str, str]] = {}  # why an interface takes none
+    frozen: ClassVar[set[str]] = set()  # calls that the kernel refuses
     native_refused = took_over = None
     replaced = False
     attach_mode: str | None = None
@@ -239,6 +241,11 @@ class FakeProgram:
         self.queues, self.fallback = queues, fallback
         self.sockets: dict[int, int] = {}  # inodes
         self.full = self.closed = False
+        self.said: list[str] = []  # calls that change its answers, in order
+        self.settings: Settings | None = None
+        self.image: bytes | None = None
+        self.lanes: tuple[set[int], set[int]] = set(), set()
+        self.tallies: tuple[RuleTally, ...] = ()  # of the rules in force
         self.fds = {name: os.memfd_create(name) for name in ("link", "xsks", "fallback", "verdicts")}
 
     @classmethod
@@ -276,8 +283,45 @@ class FakeProgram:
     def set_fallback(self, fallback: str) -> None:
         self.fallback = fallback
 
+    def configure(self, settings: Settings) -> None:
+        self._says("configure")
+        before, self.settings = self.settings, settings
+        if before and (before.kind, before.ports, before.own) != (
+            settings.kind,
+            settings.ports,
+            settings.own,
+        ):
+            self.lanes = set(), set()
+
+    def install(self, image: bytes | None) -> tuple[RuleTally, ...]:
+        self._says("install")
+        counted, self.tallies = self.tallies, ()
+        self.image = image
+        return counted
+
+    def open_lanes(self, lanes: Collection[int], multi_buffer: Collection[int] = ()) -> None:
+        self._says("open_lanes")
+        self.lanes = set(lanes), set(multi_buffer)
+
+    def _says(self, call: str) -> None:
+        if call in self.frozen:
+            raise XdpError(call, detail="the kernel refuses")
+        self.said.append(call)
+
+    def rule_tallies(self) -> tuple[RuleTally, ...]:
+        return self.tallies
+
     def verdicts(self) -> Verdicts:
-        return Verdicts(0, 0, 0)
+        return NO_VERDICTS
+
+    def verdict_bytes(self) -> Verdicts:
+        return NO_VERDICTS
+
+    def unroutable(self) -> dict[str, int]:
+        return {"not_ip": 0}
+
+    def unparsed(self) -> int:
+        return 0
 
     def detach(self) -> None:
         del self.on[self.interface]
@@ -325,7 +369,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystemd]:
     """No process, socket, program or systemd is real from here on; no store either, until `with_store`."""
     systemd = FakeSystemd()
     FakeProcess.made, FakeProcess.refuse, FakeProcess.undying = [], None, False
-    FakeProgram.on, FakeProgram.refuse = {}, {}
+    FakeProgram.on, FakeProgram.refuse, FakeProgram.frozen = {}, {}, set()
     monkeypatch.setattr(slot, "WorkerProcess", FakeProcess)
     monkeypatch.setattr(slot, "make_socket", lambda *_: socket.socket(socket.AF_UNIX))
     monkeypatch.setattr(slot, "read_statistics", lambda _: Statistics(rx_dropped=1))

@@ -12,15 +12,16 @@ from fakes import connect, device, plan, wire
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xskd.difference import Difference, difference, same_hook, same_sockets
+from xskd.difference import Difference, difference, same_answers, same_hook, same_sockets
 from xskd.features import Features
 from xskd.plan import InterfacePlan, Plan, PortPlan, WaitingPath, WorkerPlan
+from xskd.rules import Limit, Rule, RuleSet
 from xskd.uapi import Rings
 
 OLD = wire(2)
 W0, W1 = OLD.workers
 E1, E2 = OLD.interfaces
-NOTHING = Difference((), (), (), (), (), (), (), ())
+NOTHING = Difference((), (), (), (), (), (), (), (), ())
 
 
 def port(worker: WorkerPlan, **changes: Any) -> WorkerPlan:
@@ -141,6 +142,59 @@ def test_another_fallback_leaves_the_program_where_it_is() -> None:
     assert list(found) == ["eth1: fallback drop"]
 
 
+RULES = RuleSet((Rule("dns", "drop", protocol=((17, 17),)),))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rules": RULES}, "1 rule, default redirect"),
+        ({"rules": RuleSet(default="drop")}, "0 rules, default drop"),
+        (
+            {"rules": RuleSet(limit=Limit(1000)), "shares": 2},
+            "0 rules, default redirect, path 1000 packets/s, burst 20 ms",
+        ),
+        ({"shares": 3}, "limits shared by 3 queues"),
+        ({"mac": "02:00:00:00:00:09"}, "MAC address 02:00:00:00:00:09"),
+        ({"members": (11, 13)}, "other interfaces in its path"),
+        ({"own": 1}, "other interfaces in its path"),
+        ({"path": "lan"}, "path lan (connect)"),
+        ({"kind": "reflect", "members": (11,)}, "path wire (reflect)"),
+        ({"express": "off"}, "express off"),
+        ({"express": "auto", "rules": RuleSet(default="express")}, "0 rules, default express"),
+        (
+            {"rules": RULES, "mac": "02:00:00:00:00:09"},
+            "1 rule, default redirect, MAC address 02:00:00:00:00:09",
+        ),
+    ],
+)
+def test_other_rules_or_surroundings_touch_the_program_only(change: dict[str, Any], words: str) -> None:
+    new = replace(E1, **change)
+    found = difference(OLD, interfaces(new, E2))
+    assert found == replace(NOTHING, rules=((E1, new),))
+    assert list(found) == [f"eth1: {words}"]
+
+
+def test_rules_and_fallback_are_two_things() -> None:
+    new = replace(E1, fallback="drop", rules=RULES)
+    found = difference(OLD, interfaces(new, E2))
+    assert found == replace(NOTHING, fallback=(new,), rules=((E1, new),))
+    assert list(found) == ["eth1: fallback drop", "eth1: 1 rule, default redirect"]
+
+
+def test_a_program_that_is_attached_anew_gets_its_rules_with_it() -> None:
+    new = replace(E1, ifindex=99, rules=RULES)
+    assert difference(OLD, interfaces(new, E2)) == replace(NOTHING, detach=(E1,), attach=(new,))
+
+
+def test_each_field_of_an_interface_asks_for_something() -> None:
+    hook, elsewhere = {"ifindex", "attach"}, {"name", "queues", "fallback"}
+    for field in {field.name for field in fields(InterfacePlan)} - elsewhere:
+        other: dict[str, Any] = {field: "other"}
+        assert same_hook(E1, replace(E1, **other)) == (field not in hook), field
+        assert not same_answers(E1, replace(E1, **other)), field
+
+
 # ---- what is around them --------------------------------------------------------------------------
 
 
@@ -221,6 +275,8 @@ INTERFACES = st.builds(
     attach=st.sampled_from(["auto", "generic"]),
     fallback=st.sampled_from(["pass", "drop"]),
     path=st.just("a"),
+    mac=st.sampled_from(["", "02:00:00:00:00:01"]),
+    rules=st.sampled_from([RuleSet(), RULES]),
 )
 PLANS = st.builds(
     Plan,
@@ -251,9 +307,10 @@ def test_the_difference_applied_to_the_old_plan_gives_the_new_one(old: Plan, new
     assert applied(old.workers, steps.stop, (*steps.rebuild, *tuned, *steps.start), lambda w: w.name) == {
         *new.workers
     }
-    assert applied(old.interfaces, steps.detach, (*steps.attach, *steps.fallback), lambda i: i.name) == {
-        *new.interfaces
-    }
+    changed = tuple(after for _, after in steps.rules)
+    assert applied(
+        old.interfaces, steps.detach, (*steps.attach, *steps.fallback, *changed), lambda i: i.name
+    ) == {*new.interfaces}
     assert bool(steps.settings) == (
         (old.metrics_listen, old.log_level) != (new.metrics_listen, new.log_level)
     )
@@ -265,8 +322,11 @@ def test_nobody_is_in_two_lists_and_nobody_unchanged_is_in_any(old: Plan, new: P
     touched = [*steps.stop, *steps.rebuild, *(after for _, after in steps.tune), *steps.start]
     assert len({worker.name for worker in touched}) == len(touched)
     assert not set(touched) & (set(old.workers) & set(new.workers))
+    for other in (steps.fallback, tuple(after for _, after in steps.rules)):
+        hooks = [*steps.attach, *other]
+        assert len({one.name for one in hooks}) == len(hooks)
+        assert not {*hooks} & (set(old.interfaces) & set(new.interfaces))
     hooks = [*steps.attach, *steps.fallback]
-    assert len({one.name for one in hooks}) == len(hooks)
     assert not {*hooks, *steps.detach} & (set(old.interfaces) & set(new.interfaces))
     assert all(before.name == after.name and before != after for before, after in steps.tune)
 

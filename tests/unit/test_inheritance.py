@@ -26,11 +26,13 @@ from fakes import (
     with_store,
 )
 
-from xskd import channel, config, inheritance
+from xskd import channel, compiled, config, inheritance
 from xskd.crew import Crew, Said, WorkerEvent
 from xskd.plan import Plan
 from xskd.programs import Programs
+from xskd.rules import Rule, RuleSet
 from xskd.store import Store
+from xskd.xdp import RuleTally
 
 real_end_strays = inheritance._end_strays
 CONFIG = config.parse(connect(), "/etc/x.yaml")
@@ -164,6 +166,56 @@ def test_the_fallback_is_that_of_the_new_plan(new: Reign) -> None:
 
 
 # ---- let go of ------------------------------------------------------------------------------------
+
+
+def test_what_rules_have_counted_goes_on_under_their_names(
+    old: Reign, systemd: FakeSystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "compile_rules", lambda rules, queues: f"{rules} {queues}".encode())
+    (eth1, eth2) = wire(2).interfaces
+    web, dns = (
+        Rule(name, "drop", destination_port=((port, port),)) for name, port in (("web", 80), ("dns", 53))
+    )
+    old.programs.set_rules(replace(eth1, rules=RuleSet((web, dns))))
+    program = FakeProgram.on["eth1"]
+    program.tallies = (RuleTally(1, 10, 0), RuleTally(2, 20, 1), RuleTally(4, 40, 0))
+    old.programs.set_rules(replace(eth1, rules=RuleSet((dns,))))
+    program.tallies = (RuleTally(8, 80, 2), RuleTally(16, 160, 0))
+    old.save()
+    new = Reign(systemd)
+    new.take(replace(wire(2), interfaces=(replace(eth1, rules=RuleSet((web, dns))), eth2)))
+    assert not program.tallies  # installed anew
+    program.tallies = (RuleTally(32, 320, 0), RuleTally(64, 640, 0), RuleTally(128, 1280, 0))
+    assert new.programs.rule_tallies("eth1") == {
+        "web": RuleTally(33, 330, 0),
+        "dns": RuleTally(74, 740, 3),
+        "default": RuleTally(148, 1480, 0),
+    }
+
+
+def test_lanes_stay_open_for_a_successor_unless_they_would_lead_elsewhere(
+    old: Reign, systemd: FakeSystemd, new: Reign
+) -> None:
+    program = FakeProgram.on["eth1"]
+    program.lanes = {1}, set()
+    new.take(wire(2))
+    assert program.lanes == ({1}, set())
+    new.save()
+    eth1, eth2 = wire(2).interfaces
+    Reign(systemd).take(replace(wire(2), interfaces=(replace(eth1, members=(11, 99)), eth2)))
+    assert program.lanes == (set(), set())
+
+
+def test_the_state_of_before_there_were_rules_is_good_enough(
+    old: Reign, new: Reign, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = json.loads((tmp_path / "state.json").read_text())
+    known = ("name", "ifindex", "queues", "attach", "fallback", "path")
+    del state["rule_tallies"]
+    state["interfaces"] = [{key: record[key] for key in known} for record in state["interfaces"]]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert new.take(wire(2)).interfaces == wire(2).interfaces
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def without_queue(plan: Plan) -> Plan:

@@ -40,7 +40,7 @@ from xskd.metrics import (
 )
 from xskd.nic import Reading
 from xskd.page import page
-from xskd.status import DaemonStatus
+from xskd.status import DaemonStatus, RuleStatus
 from xskd.xdp import Verdicts
 from xskd.xsk import Statistics
 
@@ -154,12 +154,15 @@ def test_every_statistic_of_the_kernel_and_every_verdict_is_exported(supervisor:
     status = supervisor.status()
     port = dataclasses.replace(status.workers[0].ports[0], kernel=Statistics(*range(301, 307)))
     worker = dataclasses.replace(status.workers[0], ports=(port,))
-    interface = dataclasses.replace(status.interfaces[0], verdicts=Verdicts(401, 402, 403))
+    interface = dataclasses.replace(
+        status.interfaces[0], verdicts=Verdicts(*range(401, 410)), verdict_bytes=Verdicts(*range(501, 510))
+    )
     found = values(dataclasses.replace(status, workers=(worker,), interfaces=(interface,)))
     for number, field in enumerate(dataclasses.fields(Statistics), 301):
         assert found[number] == f"xskd_xdp_statistics_total {[field.name]}"
     for number, field in enumerate(dataclasses.fields(Verdicts), 401):
         assert found[number] == f"xskd_xdp_verdicts_total {[field.name]}"
+        assert found[number + 100] == f"xskd_xdp_verdict_bytes_total {[field.name]}"
 
 
 def test_labels_are_spelt_like_the_enums_of_c(supervisor: Supervisor) -> None:
@@ -270,6 +273,37 @@ def test_what_a_nic_lost_belongs_to_its_queue_or_to_the_interface(supervisor: Su
     status = supervisor.status()
     assert sample(status, "xskd_nic_rx_dropped_packets") == {("wire", "eth2", "1", "rx_drops"): 5}
     assert sample(status, "xskd_interface_rx_dropped_packets") == {("wire", "eth2", "rx_dropped"): 14}
+
+
+def test_a_rule_is_told_of_by_its_name(supervisor: Supervisor) -> None:
+    status = supervisor.status()
+    rules = (
+        RuleStatus("dns", "protocol udp", "drop", 11, 1100, 4),
+        RuleStatus("default", "", "pass", 7, 500, 0),
+    )
+    first = dataclasses.replace(status.interfaces[0], rules=rules, unparsed=3, unroutable={"local": 5})
+    status = dataclasses.replace(status, interfaces=(first, status.interfaces[1]))
+    dns, default = ("wire", "eth1", "dns"), ("wire", "eth1", "default")
+    assert sample(status, "xskd_rule_packets") == {dns: 11, default: 7}
+    assert sample(status, "xskd_rule_bytes") == {dns: 1100, default: 500}
+    assert sample(status, "xskd_rule_limited_packets") == {dns: 4, default: 0}
+    assert sample(status, "xskd_rules") == {("wire", "eth1"): 1, ("wire", "eth2"): 0}
+    assert sample(status, "xskd_unparsed_packets")["wire", "eth1"] == 3
+    assert sample(status, "xskd_unroutable_packets") == {("wire", "eth1", "local"): 5}
+
+
+def test_an_express_lane_is_in_one_state(supervisor: Supervisor) -> None:
+    status = supervisor.status()
+    first = dataclasses.replace(status.interfaces[0], lane="capture")
+    found = sample(dataclasses.replace(status, interfaces=(first,)), "xskd_express_lane")
+    assert {labels[-1] for labels, value in found.items() if value} == {"capture"}
+    assert len(found) == 6
+
+
+def test_what_a_nic_lost_on_the_way_out_is_told_apart(supervisor: Supervisor) -> None:
+    supervisor._nics._totals["eth2"].add(Reading(12, {(1, "rx_drops"): 5, (1, "tx_xdp_xmit_errors"): 9}))
+    found = sample(supervisor.status(), "xskd_nic_tx_dropped_packets")
+    assert found == {("wire", "eth2", "1", "tx_xdp_xmit_errors"): 9}
 
 
 def test_a_worker_is_in_one_state_and_a_socket_in_one_mode(supervisor: Supervisor) -> None:

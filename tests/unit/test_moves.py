@@ -147,6 +147,12 @@ EXEMPT_ROWS: list[tuple[str, dict[str, Any], str, str]] = [
         "test_metrics.py:test_the_mode_in_use_is_told",
     ),
     (
+        "xskd_express_lane",
+        {"state": "zerocopy"},
+        "no virtual interface has it",
+        "test_lanes.py:test_a_lane_is_open_only_where_all_is_well",
+    ),
+    (
         "xskd_worker_adoptions",
         {"result": "kept"},
         "needs a kernel before 6.4",

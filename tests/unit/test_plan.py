@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import connect, device, plan
@@ -42,9 +43,11 @@ def test_a_whole_plan() -> None:
     made = plan(WIRE, device("eth1", queues=2), device("eth2", queues=2, mtu=9))
     one = Rings(fill=256, rx=64, tx=128, completion=128)
     two = Rings(fill=2048, rx=1024, tx=1024, completion=2048)
+    both: dict[str, Any] = {"queues": 2, "fallback": "drop", "path": "wire", "kind": "connect"}
+    both |= {"members": (11, 12), "mac": "02:00:00:00:00:01"}
     assert made.interfaces == (
-        InterfacePlan("eth1", 11, queues=2, attach="auto", fallback="drop", path="wire"),
-        InterfacePlan("eth2", 12, queues=2, attach="generic", fallback="drop", path="wire"),
+        InterfacePlan("eth1", 11, attach="auto", own=0, **both),
+        InterfacePlan("eth2", 12, attach="generic", own=1, **both),
     )
     assert made.workers == tuple(
         WorkerPlan(
@@ -419,7 +422,12 @@ def test_without_an_interface_its_path_waits_and_the_others_run() -> None:
     assert made.without({}) == made
 
 
-def test_a_fallback_that_was_kept_is_in_the_plan() -> None:
+def test_what_an_interface_has_kept_is_in_the_plan() -> None:
     made = plan(connect(path=", fallback: drop"), device("eth1"), device("eth2"))
     kept = replace(made.interfaces[0], fallback="pass")
-    assert [member.fallback for member in made.with_fallback(kept).interfaces] == ["pass", "drop"]
+    assert [member.fallback for member in made.with_kept(kept).interfaces] == ["pass", "drop"]
+
+
+def test_an_interface_that_is_not_there_keeps_its_place_in_the_path() -> None:
+    (there,) = plan(connect(), device("eth2")).interfaces
+    assert (there.members, there.own) == ((0, 12), 1)
