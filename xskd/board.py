@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from rich.text import Text
 
-from xskd.rates import RINGS, InterfaceRow, Level, PathRow, Picture, SocketRow
+from xskd.rates import RINGS, InterfaceRow, Level, PathRow, Picture, RuleRow, SocketRow
 
 T = TypeVar("T")
 
@@ -312,8 +312,40 @@ INTERFACES: tuple[Column[InterfaceRow], ...] = (
     Column("PASSED", lambda row: exact(row.passed)),
     Column("DROPPED", lambda row: loss(row.dropped, exact(row.dropped))),
     Column("RX DROPPED", lambda row: exact(sum(row.picture.get("rx_dropped", {}).values()))),
+    Column("EXPRESS", lambda row: row.picture.get("lane", "-"), right=False),
     Column("DRIVER", lambda row: row.picture.get("driver") or "-", right=False),
 )
+
+MATCH_LEAST = 12  # columns; below that, others are left out
+
+
+def rule_columns(look: Look) -> list[Column[RuleRow]]:
+    """Of the rules; the match has what the counts leave."""
+
+    def match(row: RuleRow) -> str:
+        room = max(look.width - RULE_COUNTS, MATCH_LEAST)
+        return row.match if len(row.match) <= room else row.match[: room - 1] + look.dots
+
+    return [
+        Column("INTERFACE", lambda row: row.interface, right=False, name=True),
+        Column("RULE", lambda row: str(row.position or "-")),
+        Column("NAME", lambda row: row.name, right=False, name=True),
+        Column("MATCH", match, right=False),
+        Column("VERDICT", lambda row: row.verdict, right=False),
+        Column("PACKETS/s", lambda row: short(row.matching)),
+        Column("PACKETS", lambda row: _count(row.packets)),
+        Column("LIMITED", lambda row: _count(row.limited)),
+        Column("LIMITED/s", lambda row: short(row.limiting)),
+        Column("BYTES", lambda row: _count(row.bytes)),
+        Column("bps", lambda row: short(row.bits)),
+    ]
+
+
+RULE_COUNTS = 100  # columns that they take where counts are long
+
+
+def _count(count: int | None) -> str:
+    return "-" if count is None else exact(count)
 
 
 # ---- what is wrong --------------------------------------------------------------------------------
@@ -383,6 +415,10 @@ def troubles(picture: Picture) -> list[tuple[str, str]]:
     for interface in picture["interfaces"]:
         if interface.get("queues_without_socket"):
             made.append((interface["name"], f"{interface['queues_without_socket']} queues without a socket"))
+        if interface.get("lane") in ("unsupported", "zerocopy"):
+            made.append(
+                (interface["name"], f"express lane closed: {interface['lane']}; its packets go by socket")
+            )
         if interface.get("foreign_program"):
             made.append((interface["name"], "has an XDP program that is not of xskd"))
     return made

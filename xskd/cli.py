@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_socket(reload)
     reload.set_defaults(verb=_reload)
     status = verbs.add_parser("status", help="ask the running daemon how it is")
-    status.add_argument("--json", action="store_true", help="the whole picture for a program")
+    either = status.add_mutually_exclusive_group()
+    either.add_argument("--json", action="store_true", help="the whole picture for a program")
+    either.add_argument("--rules", action="store_true", help="the rules of each interface, and their counts")
     _add_socket(status)
     status.set_defaults(verb=_status)
     top = verbs.add_parser("top", help="watch the running daemon: rates, rings, losses")
@@ -228,7 +230,8 @@ def _status(options: argparse.Namespace) -> int:
 
     time.sleep(max(at + RATE_SECONDS - time.monotonic(), 0.0))
     now = ask("status")["status"]
-    show.status(now, before, time.monotonic() - at)
+    shown = show.rules if options.rules else show.status
+    shown(now, before, time.monotonic() - at)
     return EXIT_OK
 
 

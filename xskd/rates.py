@@ -113,6 +113,26 @@ class InterfaceRow:
     dropping: float | None
 
 
+@dataclass(frozen=True)
+class RuleRow:
+    """One rule of an interface, or its default, which is the last; rates are per second.
+
+    `position` is from 1 on, 0 for the default. The counts are None where there are no rules: nothing counts.
+    """
+
+    interface: str
+    position: int
+    name: str
+    match: str
+    verdict: str
+    packets: int | None
+    bytes: int | None
+    limited: int | None
+    matching: float | None
+    bits: float | None
+    limiting: float | None
+
+
 def per_second(now: int | None, before: int | None, seconds: float) -> float | None:
     """The rate of a counter; None if it is unknown, as when it has gone back."""
     if now is None or before is None or seconds <= 0 or now < before:
@@ -185,6 +205,46 @@ def interface_rows(now: Picture, before: Picture | None = None, seconds: float =
             )
         )
     return made
+
+
+def rule_rows(now: Picture, before: Picture | None = None, seconds: float = 0.0) -> list[RuleRow]:
+    """A row per rule and default of each interface, in the order in which a packet meets them."""
+    earlier: dict[tuple[str, str], Picture] = {}
+    if before is not None and same_daemon(now, before):
+        earlier = {
+            (interface["name"], rule["name"]): rule
+            for interface in before["interfaces"]
+            for rule in interface.get("rules", ())
+        }
+    made = []
+    for interface in now["interfaces"]:
+        alone = {"name": "default", "match": "", "verdict": interface.get("default", "redirect")}
+        *rules, default = interface.get("rules") or [alone]
+        for position, rule in (*enumerate(rules, 1), (0, default)):
+            made.append(_rule_row(interface["name"], position, rule, earlier, seconds))
+    return made
+
+
+def _rule_row(
+    interface: str, position: int, rule: Picture, earlier: Mapping[tuple[str, str], Picture], seconds: float
+) -> RuleRow:
+    old = earlier.get((interface, rule["name"]), {})
+    packets, size, limited = ("packets", "bytes", "limited")
+    rates = {name: per_second(rule.get(name), old.get(name), seconds) for name in (packets, size, limited)}
+    octets = rates[size]
+    return RuleRow(
+        interface=interface,
+        position=position,
+        name=rule["name"],
+        match=rule["match"],
+        verdict=rule["verdict"],
+        packets=rule.get(packets),
+        bytes=rule.get(size),
+        limited=rule.get(limited),
+        matching=rates[packets],
+        bits=None if octets is None else 8 * octets,
+        limiting=rates[limited],
+    )
 
 
 def _ports(picture: Picture) -> list[tuple[Picture, Picture]]:

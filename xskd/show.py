@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xskd import board, rates
-from xskd.plan import Plan
+from xskd.plan import Plan, counted
 
 if TYPE_CHECKING:  # `xskd status` must not wait for what the doctor needs
     from xskd.doctor import Done
@@ -51,7 +51,8 @@ def plan(what: Plan) -> None:
     for interface in what.interfaces:
         console.print(
             f"{interface.name}: XDP program {interface.attach}, {interface.queues} queues;"
-            f" packets of a queue without a worker: {interface.fallback}",
+            f" packets of a queue without a worker: {interface.fallback};"
+            f" {counted(len(interface.rules.rules), 'rule')}, default {interface.rules.default}",
         )
     listen = what.metrics_listen
     where = f"http://{listen[0]}:{listen[1]}/metrics" if listen else "off"
@@ -84,6 +85,14 @@ def status(now: dict[str, Any], before: dict[str, Any] | None = None, seconds: f
     _sentence(console, _configuration(now))
     for where, what in board.troubles(now):
         _sentence(console, Text().append(where, "red").append(f": {what}"))
+
+
+def rules(now: dict[str, Any], before: dict[str, Any] | None = None, seconds: float = 0.0) -> None:
+    """The answer of `xskd status --rules`: what matches first, what became of it, and how much there was."""
+    console = open_console()
+    look = look_of(console)
+    for line in board.table(board.rule_columns(look), rates.rule_rows(now, before, seconds), look):
+        console.print(line, no_wrap=True, crop=True)
 
 
 def _sentence(console: Console, text: Text) -> None:

@@ -73,9 +73,14 @@ def interface(name: str = "eth1", *, path: str = "wire", **more: Any) -> dict[st
     return {
         **{"name": name, "path": path, "queues": 1, "up": True, "carrier": True, "driver": "veth"},
         **{"attach": "native", "foreign_program": False, "queues_without_socket": 0},
-        **{"rx_dropped": {}, "verdicts": verdicts},
+        **{"rx_dropped": {}, "verdicts": verdicts, "rules": [], "default": "redirect", "lane": "off"},
         **more,
     }
+
+
+def rule(name: str, packets: int = 0, size: int = 0, limited: int = 0, **more: Any) -> dict[str, Any]:
+    counts = {"packets": packets, "bytes": size, "limited": limited}
+    return {"name": name, "match": "protocol udp", "verdict": "drop", **counts, **more}
 
 
 def picture(*workers: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from pictures import picture, port, worker
+from pictures import interface, picture, port, rule, worker
 from rich.console import Console
 
 from xskd import board, rates, show
@@ -151,6 +151,42 @@ def test_status_names_every_loss_with_its_reason_and_what_is_wrong(screen: io.St
     assert "late waits: eth7 is missing" in rows
     assert any(row.startswith("configuration: as in the file, generation 3; the reload of ") for row in rows)
     assert max(len(line) for line in screen.getvalue().splitlines()) <= 80
+
+
+def test_rules_are_a_line_each_and_the_default_comes_last(screen: io.StringIO) -> None:
+    def at(count: int) -> dict[str, Any]:
+        first = rule(
+            "dns", 90 * count, 900 * count, 7 * count, match="protocol udp destination_port 53-5353,9999"
+        )
+        rules = [first, rule("default", 9, match="", verdict="pass")]
+        return picture(interfaces=[interface(rules=rules), interface("eth2")])
+
+    show.rules(at(10), at(5), 0.5)
+    titles, dns, default, other = rows_of(screen)
+    assert titles.startswith("INTERFACE RULE NAME MATCH VERDICT PACKETS/s PACKETS LIMITED")
+    assert dns.startswith("eth1 1 dns protocol ud… drop 900 900 70")
+    assert default.startswith("eth1 - default pass 0 9 0")
+    assert other.startswith("eth2 - default redirect - - -")
+
+
+def test_a_wider_terminal_shows_more_of_a_match() -> None:
+    (row, _) = rates.rule_rows(
+        picture(interfaces=[interface(rules=[rule("a", match="x" * 500), rule("default")])])
+    )
+    cells = {
+        width: board.table(board.rule_columns(Look(width)), [row], Look(width))[1].plain
+        for width in (80, 200)
+    }
+    assert cells[80].count("x") < cells[200].count("x") < 200
+    assert all(len(line) <= width for width, line in cells.items())
+
+
+def test_a_lane_that_cannot_be_had_is_a_trouble_and_a_capture_is_none() -> None:
+    def said(lane: str) -> list[str]:
+        return [where for where, _ in board.troubles(picture(interfaces=[interface(lane=lane)]))]
+
+    assert (said("unsupported"), said("zerocopy")) == (["eth1"], ["eth1"])
+    assert said("capture") == said("open") == said("off") == said("waiting") == []
 
 
 def test_status_without_losses_says_so(screen: io.StringIO) -> None:

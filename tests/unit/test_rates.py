@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from pictures import BENIGN, DROPS, KERNEL, REGIMES, WAKEUPS, interface, picture, port, worker
+from pictures import BENIGN, DROPS, KERNEL, REGIMES, WAKEUPS, interface, picture, port, rule, worker
 
 from xskd import rates
 
@@ -86,6 +86,24 @@ def test_packets_of_queues_without_a_socket_have_rates_as_well() -> None:
 
     (made,) = rates.interface_rows(at(12, 5), at(2, 5), 2.0)
     assert (made.passed, made.passing, made.dropped, made.dropping) == (12, 5.0, 5, 0.0)
+
+
+def test_rules_have_rates_and_an_interface_without_any_has_its_default() -> None:
+    def at(matched: int, size: int, limited: int) -> dict[str, Any]:
+        rules = [rule("dns", matched, size, limited), rule("default", 9, match="", verdict="pass")]
+        return picture(interfaces=[interface(rules=rules), interface("eth2", default="drop")])
+
+    dns, default, other = rates.rule_rows(at(12, 1200, 4), at(2, 200, 0), 2.0)
+    assert (dns.interface, dns.position, dns.name, dns.packets, dns.matching) == ("eth1", 1, "dns", 12, 5.0)
+    assert (dns.bytes, dns.bits, dns.limited, dns.limiting) == (1200, 4000.0, 4, 2.0)
+    assert (default.position, default.verdict, default.packets, default.matching) == (0, "pass", 9, 0.0)
+    assert (other.interface, other.name, other.verdict, other.packets) == ("eth2", "default", "drop", None)
+    assert other.matching is other.bits is other.limiting is None
+
+
+def test_a_rule_that_has_come_since_has_no_rate() -> None:
+    now, before = (picture(interfaces=[interface(rules=[rule(name, 5)])]) for name in ("new", "old"))
+    assert [row.matching for row in rates.rule_rows(now, before, 1.0)] == [None]
 
 
 def rates_of(made: rates.SocketRow) -> Iterable[float | None]:
