@@ -11,6 +11,8 @@ from panel import (
     INTERFACE,
     INTERFACE_NAME,
     KERNEL_LOSS,
+    LANE_BY_NUMBER,
+    LANE_NUMBER,
     LINE_TO_SOCKET,
     LINE_TO_WORKER,
     LOST,
@@ -152,8 +154,8 @@ WITNESSES = (
     ),
     Panel(
         "Verdicts of the XDP program",
-        "Packets per interface: redirected to a socket, or passed or dropped for want of one. Worry when "
-        "no_socket_* grow: a worker is down, or a queue has none.",
+        "Packets per interface by what became of them; the rules say how many are redirected, expressed, "
+        "passed or dropped. Worry when no_socket_* grow: a worker is down, or a queue has none.",
         {f"{INTERFACE_NAME} {{{{verdict}}}}": rate("xskd_xdp_verdicts_total", INTERFACE)},
         unit="pps",
         runbooks=("XskdQueueWithoutWorker",),
@@ -172,6 +174,15 @@ WITNESSES = (
         leads_to=LINE_TO_SOCKET,
     ),
     Panel(
+        "Lost by the NIC on the way out, per queue",
+        "The driver's own drop and error counters of what was to leave by the queue, by its names. Express "
+        "packets are lost here and nowhere else (tx_xdp_*). Worry when they grow: the egress is slower than "
+        "what is sent to it.",
+        {f"{SOCKET_NAME} {{{{stat}}}}": rate("xskd_nic_tx_dropped_packets_total", PORT)},
+        unit="pps",
+        leads_to=LINE_TO_SOCKET,
+    ),
+    Panel(
         "Counted for the whole interface",
         "The interface's own receive counters, all queues, also those that xskd has not. Worry when "
         "rx_missed_errors or rx_fifo_errors grow: the NIC had no room, often for want of CPU or bus.",
@@ -180,11 +191,68 @@ WITNESSES = (
     ),
 )
 
+RULES = (
+    Panel(
+        "Packets by rule",
+        "What matched each rule, and the default where nothing did. Worry when a rule that should match gets "
+        "nothing, or one that should not gets something: `xskd status --rules` has what it asks.",
+        {f"{INTERFACE_NAME} {{{{rule}}}}": rate("xskd_rule_packets_total", INTERFACE)},
+        unit="pps",
+    ),
+    Panel(
+        "Bits by rule",
+        "The same from the Ethernet header on, without FCS. Worry when one comes near its limit and should "
+        "not.",
+        {f"{INTERFACE_NAME} {{{{rule}}}}": f"8 * {rate('xskd_rule_bytes_total', INTERFACE)}"},
+        unit="bps",
+    ),
+    Panel(
+        "Dropped over a limit",
+        "Packets over the limit of their rule, and over that of their path. That is what a limit is for; "
+        "worry where none should be reached.",
+        {
+            f"{INTERFACE_NAME} {{{{rule}}}}": rate("xskd_rule_limited_packets_total", INTERFACE),
+            f"{INTERFACE_NAME} path": rate("xskd_xdp_verdicts_total", f'{INTERFACE}, verdict="path_limited"'),
+        },
+        unit="pps",
+    ),
+    Panel(
+        "Bits by verdict",
+        "How much goes through user space (redirected), past it (expressed), to the kernel or nowhere. Worry "
+        "when what should be expressed is redirected: the lane is closed, see beside.",
+        {f"{INTERFACE_NAME} {{{{verdict}}}}": f"8 * {rate('xskd_xdp_verdict_bytes_total', INTERFACE)}"},
+        unit="bps",
+    ),
+    Panel(
+        "Express lanes",
+        "Whether express packets may leave by the interface, and why not; off where nothing says express. "
+        "Worry about red: what was asked for cannot be had on this driver, or in this mode.",
+        {INTERFACE_NAME: LANE_NUMBER},
+        kind="state-timeline",
+        mappings=LANE_BY_NUMBER,
+        runbooks=("XskdExpressLaneClosed",),
+    ),
+    Panel(
+        "Left to the kernel by route",
+        "Packets that a route path did not forward itself, by reason; the kernel forwards, answers or drops "
+        "them. Worry about much of forwarding_off, outside, no_metadata and lookup_failed.",
+        {f"{INTERFACE_NAME} {{{{reason}}}}": rate("xskd_unroutable_packets_total", INTERFACE)},
+        unit="pps",
+    ),
+    Panel(
+        "Unparsed",
+        "Packets that no rule could be asked about: truncated, or with lengths that cannot be. They took the "
+        "default. Worry when it grows: somebody sends rubbish, or tries what the rules let through.",
+        {INTERFACE_NAME: rate("xskd_unparsed_packets_total", INTERFACE)},
+        unit="pps",
+    ),
+)
+
 SOCKETS = Table(
     "Sockets",
-    "Mode in use and mode configured, and the sizes of the rings. `on its way`: frames sent and not yet "
-    "completed. Worry when a mode is not what you configured, or when much is on its way while nothing is "
-    "sent: the driver holds frames back.",
+    "Mode in use and mode configured, and the sizes of the rings. `multi-buffer`: bound for jumbo frames. "
+    "`on its way`: frames sent and not yet completed. Worry when a mode is not what you configured, or when "
+    "much is on its way while nothing is sent: the driver holds frames back.",
     rows=("instance", "path", "interface", "queue"),
     columns={
         "mode": Column(f"sum by ({OF_SOCKET}, mode) (xskd_socket_mode{{{PORT}}} == 1)", text="mode"),
@@ -238,6 +306,7 @@ ONE_PATH = Dashboard(
     rows={
         "Balance": BALANCE,
         "Drops: xskd, the kernel, the NIC": WITNESSES,
+        "Rules, the express lane, routes": RULES,
         "Interfaces and sockets": (INTERFACES, SOCKETS),
         "States": STATES,
     },

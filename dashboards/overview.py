@@ -251,6 +251,7 @@ INTERFACES = Table(
             f"max by ({OF_INTERFACE}) (xskd_interface_zerocopy_able{{{INTERFACE}}})", mappings=YES_OR_NO
         ),
         "queues": Column(f"max by ({OF_INTERFACE}) (xskd_interface_queues{{{INTERFACE}}})"),
+        "rules": Column(f"max by ({OF_INTERFACE}) (xskd_rules{{{INTERFACE}}})"),
         "without socket": Column(
             f"max by ({OF_INTERFACE}) (xskd_interface_queues_without_socket{{{INTERFACE}}})", bad=1
         ),

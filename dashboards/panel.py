@@ -30,6 +30,7 @@ Alert = Literal[
     "XskdForeignProgram",
     "XskdPathWaiting",
     "XskdInvalidDescriptors",
+    "XskdExpressLaneClosed",
 ]
 
 # ---- selectors: what the variables at the top of a dashboard choose ----------------------------------
@@ -220,6 +221,16 @@ STATE_BY_NUMBER = texts(
     *((str(n), state, colour) for n, (state, colour) in enumerate(zip(STATES, STATE_COLOURS, strict=True)))
 )
 STATE_BY_NAME = texts(*((state, state, colour) for state, colour in zip(STATES, STATE_COLOURS, strict=True)))
+LANES = ("off", "unsupported", "zerocopy", "waiting", "capture", "open")
+LANE_COLOURS = ("text", "red", "red", "yellow", "purple", "green")
+LANE_NUMBER = " + ignoring (state) ".join(
+    f'{number} * xskd_express_lane{{{INTERFACE}, state="{state}"}}'
+    for number, state in enumerate(LANES)
+    if number
+)
+LANE_BY_NUMBER = texts(
+    *((str(n), state, colour) for n, (state, colour) in enumerate(zip(LANES, LANE_COLOURS, strict=True)))
+)
 UP_OR_DOWN = texts(("0", "down", "red"), ("1", "up", "green"))
 GOOD_OR_BAD = texts(("0", "failed", "red"), ("1", "good", "green"))
 YES_OR_NO = texts(("0", "no", "text"), ("1", "yes", "text"))
