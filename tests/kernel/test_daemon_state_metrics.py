@@ -145,6 +145,7 @@ def test_what_the_rings_had_no_room_for_is_in_the_nics_counter_too(wire: MakeWir
         assert grows(daemon, "eth1", "rx_dropped")  # veth adds its queues up
 
 
+@pytest.mark.moves("xskd_xdp_verdict_bytes", verdict="no_socket_dropped")
 def test_drops_of_the_program_and_sums_over_interfaces_made_anew(wire: MakeWire, tmp_path: Path) -> None:
     net = wire(links=4)
     with running(net, tmp_path, both(", fallback: drop")) as daemon:
@@ -167,6 +168,7 @@ def test_drops_of_the_program_and_sums_over_interfaces_made_anew(wire: MakeWire,
         )
 
 
+@pytest.mark.moves("xskd_xdp_verdict_bytes", verdict="no_socket_passed")
 def test_packets_that_took_the_fallback_and_that_nobody_wants_are_dropped_by_the_kernel(
     wire: MakeWire, tmp_path: Path
 ) -> None:
