@@ -17,15 +17,19 @@ from typing import Any
 Program = list[tuple[int, int, int, int, int]]  # opcode, destination, source, offset, immediate
 
 _LOAD_U16, _LOAD_U32, _STORE_U16 = 0x69, 0x61, 0x6B
-_MOVE, _MOVE_K, _ADD_K, _JUMP_GREATER, _CALL, _EXIT = 0xBF, 0xB7, 0x07, 0x2D, 0x85, 0x95
-_BPF_REDIRECT = 23  # helper number
-_XDP_DROP, _XDP_TX = 1, 3
+_STORE_U32, _MOVE, _MOVE_K, _ADD, _ADD_K, _CALL, _EXIT = 0x63, 0xBF, 0xB7, 0x0F, 0x07, 0x85, 0x95
+_OR_K, _AND_K, _XOR_K, _SHIFT_RIGHT_K, _TO_BIG_ENDIAN = 0x47, 0x57, 0xA7, 0x77, 0xDC
+_JUMP_GREATER, _JUMP_NOT_LESS_K = 0x2D, 0x35
+_GET_PRANDOM_U32, _BPF_REDIRECT, _XDP_ADJUST_TAIL = 7, 23, 65  # helper numbers
+_XDP_DROP, _XDP_PASS, _XDP_TX = 1, 2, 3
 _XDP_FLAGS_DRV_MODE = 1 << 2
 _BPF_PROG_TYPE_XDP = 6
 _BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
+_BATCH = 64  # frames at a time: what a NIC's driver hands on in one poll, and xdp-trafficgen's value
 
 DROP: Program = [(_MOVE_K, 0, 0, 0, _XDP_DROP), (_EXIT, 0, 0, 0, 0)]
 SEND_BACK: Program = [(_MOVE_K, 0, 0, 0, _XDP_TX), (_EXIT, 0, 0, 0, 0)]
+PASS: Program = [(_MOVE_K, 0, 0, 0, _XDP_PASS), (_EXIT, 0, 0, 0, 0)]
 
 _SWAP_TWO_BYTES = [(_LOAD_U16, 4, 2), (_LOAD_U16, 5, 2), (_STORE_U16, 2, 5), (_STORE_U16, 2, 4)]
 SWAP_AND_SEND_BACK: Program = [
@@ -50,6 +54,93 @@ def redirect_to(ifindex: int) -> Program:
         (_MOVE_K, 2, 0, 0, 0),
         (_CALL, 0, 0, 0, _BPF_REDIRECT),
         (_EXIT, 0, 0, 0, 0),
+    ]
+
+
+# Where things are in a frame of UDP over IPv4 without options.
+_ID, _DESTINATION, _SOURCE_PORT, _DESTINATION_PORT, _UDP_END = 18, 30, 34, 36, 42
+MIX_OF = 32  # the parts that mixed() divides into
+
+
+def varied(
+    end: Program, *, addresses: int = 1, address: int = 0, ports: int = 1, port: int = 0, flows: bool = False
+) -> Program:
+    """Return a program that writes a random destination into a UDP frame, then does as `end` does.
+
+    One of so many addresses and ports (powers of two) from the given one on, and any source port for `flows`.
+    The frame's header checksum must be that of the destination 0.0.0.0 and the identification 0 if addresses
+    vary: the identification then takes what makes it right again. Its UDP checksum must be 0, that is none.
+    """
+    write: Program = []
+    if addresses > 1:
+        write += [
+            *_one_of(addresses, address, 32, shift=0),
+            (_STORE_U32, 2, 5, _DESTINATION, 0),
+            (_MOVE, 4, 5, 0, 0),  # r4: the sum of both halves in ones' complement, inverted
+            (_SHIFT_RIGHT_K, 4, 0, 0, 16),
+            (_AND_K, 5, 0, 0, 0xFFFF),
+            (_ADD, 4, 5, 0, 0),
+            (_MOVE, 5, 4, 0, 0),
+            (_SHIFT_RIGHT_K, 5, 0, 0, 16),
+            (_ADD, 4, 5, 0, 0),
+            (_XOR_K, 4, 0, 0, 0xFFFF),
+            (_STORE_U16, 2, 4, _ID, 0),
+        ]
+    if ports > 1:
+        write += [*_one_of(ports, port, 16, shift=4), (_STORE_U16, 2, 5, _DESTINATION_PORT, 0)]
+    if flows:
+        write += [*_one_of(1 << 15, 1 << 15, 16, shift=9), (_STORE_U16, 2, 5, _SOURCE_PORT, 0)]
+    return [*_RANDOM_R7, *_unless_shorter(_UDP_END, write), *end]
+
+
+def mixed(share: int, cut: int, port: int) -> Program:
+    """Return a program that sends frames back, a random `share` of 32 of them shorter and to another port."""
+    change: Program = [
+        *_unless_shorter(
+            _UDP_END, [(_MOVE_K, 5, 0, 0, socket.htons(port)), (_STORE_U16, 2, 5, _DESTINATION_PORT, 0)]
+        ),
+        (_MOVE, 1, 6, 0, 0),
+        (_MOVE_K, 2, 0, 0, -cut),
+        (_CALL, 0, 0, 0, _XDP_ADJUST_TAIL),
+    ]
+    return [
+        *_RANDOM_R7,
+        (_AND_K, 7, 0, 0, MIX_OF - 1),
+        (_JUMP_NOT_LESS_K, 7, 0, len(change), share),
+        *change,
+        *SEND_BACK,
+    ]
+
+
+# r6 = context, r7 = 32 random bits
+_RANDOM_R7: Program = [(_MOVE, 6, 1, 0, 0), (_CALL, 0, 0, 0, _GET_PRANDOM_U32), (_MOVE, 7, 0, 0, 0)]
+
+
+def _one_of(count: int, first: int, bits: int, *, shift: int) -> Program:
+    """R5 = one of `count` numbers from `first` on, in network order, by the random bits from `shift` on."""
+    if count & (count - 1) or first & (count - 1):
+        raise ValueError(
+            f"{count} values from {first}: use a power of two, and a multiple of it to begin with"
+        )
+    signed = first - (1 << 32) if first >= 1 << 31 else first
+    return [
+        (_MOVE, 5, 7, 0, 0),
+        (_SHIFT_RIGHT_K, 5, 0, 0, shift),
+        (_AND_K, 5, 0, 0, count - 1),
+        (_OR_K, 5, 0, 0, signed),
+        (_TO_BIG_ENDIAN, 5, 0, 0, bits),
+    ]
+
+
+def _unless_shorter(size: int, write: Program) -> Program:
+    """The instructions, with r2 = start of the packet, jumped over if it has fewer bytes than that."""
+    return [
+        (_LOAD_U32, 2, 6, 0, 0),
+        (_LOAD_U32, 3, 6, 4, 0),
+        (_MOVE, 4, 2, 0, 0),
+        (_ADD_K, 4, 0, 0, size),
+        (_JUMP_GREATER, 4, 3, len(write), 0),
+        *write,
     ]
 
 
@@ -98,9 +189,34 @@ def attach(program: Program, interface: str) -> None:
         raise OSError(-error, f"bpf_xdp_attach to {interface}: {os.strerror(-error)}")
 
 
-def send_live(frame: bytes, interface: str, times: int) -> None:
-    """Have the kernel send the frame that often, in one system call; a signal ends it early."""
-    fd = _load(SEND_BACK)
+def send_live(frame: bytes, interface: str, times: int, program: Program = SEND_BACK) -> None:
+    """Have the kernel send the frame that often, in one system call; a signal ends it early.
+
+    The program is asked before each and may change it: the frame goes where its answer says.
+    """
+    fd = _load(program)
+    try:
+        _test_run(fd, frame, interface, repeat=times, flags=_BPF_F_TEST_XDP_LIVE_FRAMES, batch_size=_BATCH)
+    finally:
+        os.close(fd)
+
+
+def nanoseconds(program_id: int, frame: bytes, interface: str, repeat: int) -> int:
+    """Mean time that the loaded program of that id takes for the frame as if it came in at the interface.
+
+    What it decides is not carried out, so a redirect is the program's part of one only.
+    """
+    fd: int = _libbpf().bpf_prog_get_fd_by_id(program_id)
+    if fd < 0:
+        raise OSError(-fd, f"bpf_prog_get_fd_by_id: {os.strerror(-fd)}")
+    try:
+        return int(_test_run(fd, frame, interface, repeat=repeat).duration)
+    finally:
+        os.close(fd)
+
+
+def _test_run(fd: int, frame: bytes, interface: str, **more: int) -> _RunOptions:
+    """BPF_PROG_TEST_RUN with the frame on queue 0 of the interface."""
     # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
     context = struct.pack("=6I", 0, len(frame), 0, socket.if_nametoindex(interface), 0, 0)
     options = _RunOptions(
@@ -109,13 +225,9 @@ def send_live(frame: bytes, interface: str, times: int) -> None:
         data_size_in=len(frame),
         ctx_in=context,
         ctx_size_in=len(context),
-        repeat=times,
-        flags=_BPF_F_TEST_XDP_LIVE_FRAMES,
-        batch_size=64,  # what a NIC's driver hands on in one poll, and xdp-trafficgen's value
+        **more,
     )
-    try:
-        error = _libbpf().bpf_prog_test_run_opts(fd, ctypes.byref(options))
-    finally:
-        os.close(fd)
+    error = _libbpf().bpf_prog_test_run_opts(fd, ctypes.byref(options))
     if error < 0:
         raise OSError(-error, f"bpf_prog_test_run_opts on {interface}: {os.strerror(-error)}")
+    return options

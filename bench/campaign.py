@@ -8,21 +8,23 @@ left out of that case; it never ends the campaign.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from bench import latency, machine, scaling, throughput
 from bench.contenders import ALL, CONNECT, REFLECT, Contender
+from bench.generator import Load
 from bench.latency import Delay
 from bench.measurement import M, throw_away_other_phases, try_often, usual_speed
 from bench.scaling import Scaling
 from bench.stand import NotForwardingError
 from bench.throughput import Run
 
+T = TypeVar("T")
 CASES = tuple((mode, size) for mode in (CONNECT, REFLECT) for size in (64, 1500))
 
 
@@ -74,7 +76,7 @@ def compare(rounds: int, seconds: float, budget: float, only: list[str]) -> Reco
         if number and (time.monotonic() - start) / number * (number + 1) > budget:
             record.settings["rounds"] = number
             break
-        _round(record, number, _rotated(present, number), seconds)
+        _round(record, number, rotated(present, number), seconds)
     speed = usual_speed([*record.runs, *record.delays])
     record.runs = throw_away_other_phases(record.runs, speed)
     record.delays = throw_away_other_phases(record.delays, speed)
@@ -85,24 +87,28 @@ def _round(record: Record, number: int, contenders: list[Contender], seconds: fl
     for mode, size in CASES:
         for one in contenders:
             if mode in one.modes:
-                record.runs += _attempt(record, partial(throughput.measure, one, mode, size, seconds, number))
+                record.runs += attempt(
+                    record.failures,
+                    partial(throughput.measure, one, mode, Load(frame_bytes=size), seconds, number),
+                )
     for one in contenders:
-        record.delays += _attempt(record, partial(latency.measure, one, seconds, number))
+        record.delays += attempt(record.failures, partial(latency.measure, one, seconds, number))
     if any(one.name == "xskd" for one in contenders):
-        record.scalings += _attempt(record, partial(scaling.measure, seconds, number))
+        record.scalings += attempt(record.failures, partial(scaling.measure, seconds, number))
 
 
-def _rotated(contenders: list[Contender], by: int) -> list[Contender]:
-    by %= max(len(contenders), 1)
-    return contenders[by:] + contenders[:by]
+def rotated(these: Sequence[T], by: int) -> list[T]:
+    """Begin with another one in each round."""
+    by %= max(len(these), 1)
+    return [*these[by:], *these[:by]]
 
 
-def _attempt(record: Record, measure: Callable[[], M]) -> Iterator[M]:
+def attempt(failures: list[str], measure: Callable[[], M]) -> Iterator[M]:
     """Measure, tell how it went, and let a failure be a line in the record."""
     try:
         for one in try_often(measure):
             print(one, file=sys.stderr, flush=True)
             yield one
     except NotForwardingError as error:
-        record.failures.append(str(error))
+        failures.append(str(error))
         print(error, file=sys.stderr, flush=True)

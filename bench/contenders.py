@@ -24,7 +24,7 @@ from bench import bpf
 from bench.machine import FORWARDER_CPU, KERNEL_THREADS, LOAD_CPU
 from lab import Topology, entered
 
-CONNECT, REFLECT = "connect", "reflect"
+CONNECT, REFLECT, DROP = "connect", "reflect", "drop"
 _PINNED = ("taskset", "-c", str(FORWARDER_CPU))
 
 
@@ -51,7 +51,7 @@ class Contender(ABC):
         return set()
 
 
-class _InKernel(Contender):
+class InKernel(Contender):
     """A forwarder without a process."""
 
     @override
@@ -60,15 +60,10 @@ class _InKernel(Contender):
 
     @override
     def own_core(self, lab: Topology) -> set[int]:
-        before = _napi_threads()
-        lab.run(lab.dut, "sh", "-c", "echo 1 > /sys/class/net/eth1/threaded")
-        threads = _napi_threads() - before
-        for pid in threads:
-            os.sched_setaffinity(pid, {FORWARDER_CPU})
-        return threads
+        return receive_on_own_core(lab)
 
 
-class Redirect(_InKernel):
+class Redirect(InKernel):
     """The kernel's own XDP redirect, or XDP_TX after a swap of addresses: nothing can be faster."""
 
     name = "kernel XDP (limit)"
@@ -83,7 +78,7 @@ class Redirect(_InKernel):
                     bpf.attach(bpf.redirect_to(socket.if_nametoindex(there)), here)
 
 
-class Bridge(_InKernel):
+class Bridge(InKernel):
     """The Linux bridge; it does not send back where a packet came from, so it cannot reflect."""
 
     name = "Linux bridge"
@@ -195,6 +190,16 @@ def launch(lab: Topology, workdir: Path, *command: str) -> None:
     """Start a process in the dut; what it says is shown if it never forwards anything."""
     with (workdir / "log").open("wb") as log:
         lab.popen(lab.dut, *command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+
+def receive_on_own_core(lab: Topology) -> set[int]:
+    """Give what arrives on eth1 to a kernel thread on the forwarder's CPU; return that thread."""
+    before = _napi_threads()
+    lab.run(lab.dut, "sh", "-c", "echo 1 > /sys/class/net/eth1/threaded")
+    threads = _napi_threads() - before
+    for pid in threads:
+        os.sched_setaffinity(pid, {FORWARDER_CPU})
+    return threads
 
 
 def _napi_threads() -> set[int]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import bpf
-from bench.contenders import CONNECT, Contender
-from bench.generator import udp_frame
+from bench.contenders import DROP, REFLECT, Contender
+from bench.generator import Load
 from bench.machine import Cpu, Usage
 from lab import Counters, Topology, entered
 
@@ -37,7 +37,7 @@ class Stand:
     @property
     def sink(self) -> str:
         """Return the host at which forwarded packets arrive."""
-        return self.lab.hosts[1 if self.mode == CONNECT else 0]
+        return self.lab.hosts[0 if self.mode == REFLECT else 1]
 
     def offered(self) -> int:
         """Count what the generator has tried to send."""
@@ -47,6 +47,11 @@ class Stand:
     def arrived(self) -> Counters:
         """Count what has come through."""
         return self.lab.counters(self.sink, "eth0")
+
+    def done(self) -> int:
+        """Count what the contender has dealt with: what came through, or where all is dropped, what it took."""
+        counted = self.lab.counters(self.lab.dut, "eth1") if self.mode == DROP else self.arrived()
+        return counted.rx_packets
 
     def forwarder(self) -> set[int]:
         """Return every process and kernel thread that forwards."""
@@ -60,8 +65,10 @@ class Stand:
 
 
 @contextmanager
-def stand(contender: Contender, mode: str, *, flooded: bool) -> Iterator[Stand]:
+def stand(contender: Contender, mode: str, *, flooded: bool, load: Load | None = None) -> Iterator[Stand]:
     """Set up the lab, start the contender, wait until it forwards; everything is gone afterwards.
+
+    In mode DROP it must forward a plain probe, and drop what belongs to the load.
 
     For a flood, the far end drops what arrives, and a forwarder inside the kernel gets a CPU of its own.
     """
@@ -74,19 +81,29 @@ def stand(contender: Contender, mode: str, *, flooded: bool) -> Iterator[Stand]:
         contender.start(lab, mode, Path(workdir))
         if flooded:
             made.kernel_threads.update(contender.own_core(lab))
-        _wait_until_forwarding(made, contender, Path(workdir))
+        load = load or Load()
+        _wait_until_forwarding(made, contender, Load() if mode == DROP else load, Path(workdir))
+        if mode == DROP and (passed := _probe(made, load)):
+            raise NotForwardingError(
+                f"{contender.name} forwards {passed} of {_PROBES} packets it should drop"
+            )
         yield made
 
 
-def _wait_until_forwarding(made: Stand, contender: Contender, workdir: Path) -> None:
+def _wait_until_forwarding(made: Stand, contender: Contender, load: Load, workdir: Path) -> None:
     deadline = time.monotonic() + _READY_WITHIN
     while time.monotonic() < deadline:
-        before = made.arrived().rx_packets
-        with entered(made.lab.hosts[0]):
-            bpf.send_live(udp_frame(64), "eth0", _PROBES)
-        time.sleep(0.1)
-        if made.arrived().rx_packets - before >= _PROBES:
+        if _probe(made, load) >= _PROBES:
             return
     log = workdir / "log"
     said = log.read_text(errors="replace")[-2000:] if log.exists() else ""
     raise NotForwardingError(f"{contender.name} forwards nothing in {made.mode}{os.linesep}{said}")
+
+
+def _probe(made: Stand, load: Load) -> int:
+    """Send a burst of the load; how many arrive (or of somebody else, who has nothing to say here)."""
+    before = made.arrived().rx_packets
+    with entered(made.lab.hosts[0]):
+        load.send("eth0", _PROBES)
+    time.sleep(0.1)
+    return made.arrived().rx_packets - before

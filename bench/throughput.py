@@ -9,8 +9,10 @@ from typing_extensions import override
 
 from bench import machine
 from bench.contenders import Contender
+from bench.generator import Load
 from bench.measurement import Measurement
-from bench.stand import Stand, stand
+from bench.stand import stand
+from lab import Topology
 
 _WARM_UP = 0.7  # seconds from the start of the generator's process; it floods after some 0.2
 
@@ -47,16 +49,18 @@ class Run(Measurement):
         return self.user_seconds / max(self.user_seconds + self.system_seconds, 1e-9)
 
 
-def measure(contender: Contender, mode: str, frame_bytes: int, seconds: float, number: int) -> Run:
-    """Set up, flood, count, tear down."""
+def measure(
+    contender: Contender, mode: str, load: Load, seconds: float, number: int, *, case: str = ""
+) -> Run:
+    """Set up, flood, count, tear down; `case` is what the record calls it if the mode is not enough."""
     speed_before = machine.speed()
-    with stand(contender, mode, flooded=True) as made:
-        generator = _flood(made, frame_bytes)
+    with stand(contender, mode, flooded=True, load=load) as made:
+        generator = flood(made.lab, load)
         time.sleep(_WARM_UP)
         first, offered_before = machine.Usage.now(), made.offered()
-        before, start = made.arrived(), time.monotonic()
+        before, start = made.done(), time.monotonic()
         time.sleep(seconds)
-        after, end = made.arrived(), time.monotonic()
+        after, end = made.done(), time.monotonic()
         second, offered_after = machine.Usage.now(), made.offered()
         cpu = made.cpu_between(first, second)
         ours = made.forwarder() | {generator.pid}
@@ -66,10 +70,10 @@ def measure(contender: Contender, mode: str, frame_bytes: int, seconds: float, n
     return Run(
         round=number,
         contender=contender.name,
-        mode=mode,
-        frame_bytes=frame_bytes,
+        mode=case or mode,
+        frame_bytes=load.frame_bytes,
         seconds=end - start,
-        packets=after.rx_packets - before.rx_packets,
+        packets=after - before,
         offered=offered_after - offered_before,
         user_seconds=cpu.user,
         system_seconds=cpu.system,
@@ -79,7 +83,8 @@ def measure(contender: Contender, mode: str, frame_bytes: int, seconds: float, n
     )
 
 
-def _flood(made: Stand, frame_bytes: int) -> subprocess.Popen[bytes]:
+def flood(lab: Topology, load: Load) -> subprocess.Popen[bytes]:
+    """Start the generator in h0, on its own CPU."""
     pinned = ("taskset", "-c", str(machine.LOAD_CPU))
-    generator = (sys.executable, "-m", "bench.generator", str(frame_bytes))
-    return made.lab.popen(made.lab.hosts[0], *pinned, *generator)
+    generator = (sys.executable, "-m", "bench.generator", *load.arguments())
+    return lab.popen(lab.hosts[0], *pinned, *generator)
