@@ -19,7 +19,7 @@ from bench import latency, machine, scaling, throughput
 from bench.contenders import ALL, CONNECT, REFLECT, Contender
 from bench.generator import Load
 from bench.latency import Delay
-from bench.measurement import M, throw_away_other_phases, try_often, usual_speed
+from bench.measurement import TRIES, M, throw_away_other_phases, try_often, usual_speed
 from bench.scaling import Scaling
 from bench.stand import NotForwardingError
 from bench.throughput import Run
@@ -103,10 +103,10 @@ def rotated(these: Sequence[T], by: int) -> list[T]:
     return [*these[by:], *these[:by]]
 
 
-def attempt(failures: list[str], measure: Callable[[], M]) -> Iterator[M]:
+def attempt(failures: list[str], measure: Callable[[], M], tries: int = TRIES) -> Iterator[M]:
     """Measure, tell how it went, and let a failure be a line in the record."""
     try:
-        for one in try_often(measure):
+        for one in try_often(measure, tries):
             print(one, file=sys.stderr, flush=True)
             yield one
     except NotForwardingError as error:

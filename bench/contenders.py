@@ -8,6 +8,7 @@ A contender must not be tuned beyond its documented options, nor be given anythi
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
@@ -170,9 +172,7 @@ class Xskd(Contender):
 
     @override
     def start(self, lab: Topology, mode: str, workdir: Path) -> None:
-        config = workdir / "xskd.yaml"
-        config.write_text(_XSKD_YAML[mode] % self.poll)
-        launch(lab, workdir, *_PINNED, sys.executable, "-m", "xskd", "run", "-c", str(config))
+        run_xskd(lab, workdir, _XSKD_YAML[mode] % self.poll)
 
 
 class XskdSpinning(Xskd):
@@ -190,6 +190,14 @@ def launch(lab: Topology, workdir: Path, *command: str) -> None:
     """Start a process in the dut; what it says is shown if it never forwards anything."""
     with (workdir / "log").open("wb") as log:
         lab.popen(lab.dut, *command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+
+def run_xskd(lab: Topology, workdir: Path, configuration: str | dict[str, Any]) -> None:
+    """Start the daemon in the dut on the forwarder's CPU with a file of this text, or of this as JSON."""
+    text = configuration if isinstance(configuration, str) else json.dumps(configuration)
+    config = workdir / "xskd.yaml"
+    config.write_text(text)
+    launch(lab, workdir, *_PINNED, sys.executable, "-m", "xskd", "run", "-c", str(config))
 
 
 def receive_on_own_core(lab: Topology) -> set[int]:

@@ -7,7 +7,7 @@ lasts for ever, so no set-up falls into the window of a measurement. It must nev
 namespace.
 
 A load may have many destinations. Then the few instructions that send the frame also write a random one of
-them into it; that costs the generator some nanoseconds, and it still offers several times what anybody forwards.
+them into it; that costs the generator some nanoseconds, and it still offers several times what is forwarded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Load:
     """What is offered; the counts are powers of two, and each address and port a multiple of its count.
 
     A `share` (of 32) of the frames is cut to 64 bytes and goes to `other_port`; the longer ones are such
-    frames with a trailer behind the IP packet. `routed` frames go to the dut's MAC address, which must route them.
+    frames with a trailer behind the IP packet. `routed` frames go to the MAC address of the dut, a router.
     """
 
     frame_bytes: int = 64
@@ -85,9 +85,9 @@ def udp_frame(
     to_dut: bool = False,
     trailer: int = 0,
 ) -> bytes:
-    """Build a valid UDP over IPv4 frame from h0 to h1, or to the dut, that many bytes long with its Ethernet header.
+    """Build a valid UDP over IPv4 frame from h0 to h1, or to the dut, that many bytes long.
 
-    The last `trailer` bytes are none of the IP packet's.
+    The length counts the Ethernet header; the last `trailer` bytes are none of the IP packet's.
     """
     there = Topology.mac_of(0, dut_side=True) if to_dut else Topology.mac_of(1)
     macs = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in (there, Topology.mac_of(0)))

@@ -15,7 +15,7 @@ from bench import machine
 _DRIFT = 0.4  # largest change of the machine's speed from before to after a measurement
 _STRANGERS = 0.05  # largest use of CPU by others, as a part of one CPU
 _PHASE = 0.4  # largest distance of a measurement's machine speed from that of the whole campaign
-_TRIES = 3
+TRIES = 3
 _QUIET_WITHIN = 60.0  # seconds
 
 
@@ -42,10 +42,14 @@ class Measurement:
 M = TypeVar("M", bound=Measurement)
 
 
-def try_often(measure: Callable[[], M]) -> Iterator[M]:
-    """Measure until a measurement may count, a few times at most; yield all of them, the good one last."""
-    for _ in range(_TRIES):
-        machine.wait_until_quiet(_QUIET_WITHIN, _STRANGERS)
+def try_often(measure: Callable[[], M], tries: int = TRIES) -> Iterator[M]:
+    """Measure until a measurement may count, a few times at most; yield all of them, the good one last.
+
+    Who tries once only wants to see that it works, and does not wait for a quiet machine.
+    """
+    for _ in range(tries):
+        if tries > 1:
+            machine.wait_until_quiet(_QUIET_WITHIN, _STRANGERS)
         one = measure()
         flaw = _flaw(one)
         yield replace(one, thrown_away=flaw)

@@ -49,7 +49,7 @@ class Stand:
         return self.lab.counters(self.sink, "eth0")
 
     def done(self) -> int:
-        """Count what the contender has dealt with: what came through, or where all is dropped, what it took."""
+        """Count what the contender has dealt with: what came through; where all is dropped, what it took."""
         counted = self.lab.counters(self.lab.dut, "eth1") if self.mode == DROP else self.arrived()
         return counted.rx_packets
 
