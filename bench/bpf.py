@@ -17,10 +17,11 @@ from typing import Any
 Program = list[tuple[int, int, int, int, int]]  # opcode, destination, source, offset, immediate
 
 _LOAD_U16, _LOAD_U32, _STORE_U16 = 0x69, 0x61, 0x6B
+_LOAD_U8, _STORE_U8, _STORE_K_U64, _JUMP_NOT_EQUAL_K, _JUMP_LESS_K = 0x71, 0x73, 0x7A, 0x55, 0xA5
 _STORE_U32, _MOVE, _MOVE_K, _ADD, _ADD_K, _CALL, _EXIT = 0x63, 0xBF, 0xB7, 0x0F, 0x07, 0x85, 0x95
 _OR_K, _AND_K, _XOR_K, _SHIFT_RIGHT_K, _TO_BIG_ENDIAN = 0x47, 0x57, 0xA7, 0x77, 0xDC
 _JUMP_GREATER, _JUMP_NOT_LESS_K = 0x2D, 0x35
-_GET_PRANDOM_U32, _BPF_REDIRECT, _XDP_ADJUST_TAIL = 7, 23, 65  # helper numbers
+_GET_PRANDOM_U32, _BPF_REDIRECT, _XDP_ADJUST_TAIL, _FIB_LOOKUP = 7, 23, 65, 69  # helper numbers
 _XDP_DROP, _XDP_PASS, _XDP_TX = 1, 2, 3
 _XDP_FLAGS_DRV_MODE = 1 << 2
 _BPF_PROG_TYPE_XDP = 6
@@ -142,6 +143,85 @@ def _unless_shorter(size: int, write: Program) -> Program:
         (_JUMP_GREATER, 4, 3, len(write), 0),
         *write,
     ]
+
+
+def route() -> Program:
+    """Return the program that routes IPv4 by the kernel's tables, as xdp-forward of newer xdp-tools does.
+
+    What the kernel would not simply forward is passed to it.
+    """
+    parameters = -64  # struct bpf_fib_lookup, from the frame pointer
+    asked: Program = [
+        (_MOVE, 6, 1, 0, 0),
+        *_packet(34),
+        *_check(_LOAD_U16, 12, socket.htons(0x0800)),
+        *((_STORE_K_U64, 10, 0, parameters + word, 0) for word in range(0, 64, 8)),
+        *_copy(8, (2, 23), (10, parameters + 1)),  # protocol
+        *_copy(8, (2, 15), (10, parameters + 12)),  # type of service
+        *_copy(32, (2, 26), (10, parameters + 16)),  # source
+        *_copy(32, (2, 30), (10, parameters + 32)),  # destination
+        *_copy(32, (6, 12), (10, parameters + 8)),  # ingress_ifindex of the context
+        (_LOAD_U16, 4, 2, 16, 0),
+        (_TO_BIG_ENDIAN, 4, 0, 0, 16),
+        (_STORE_U16, 10, 4, parameters + 6, 0),  # length, in host order
+        (_MOVE_K, 4, 0, 0, socket.AF_INET),
+        (_STORE_U8, 10, 4, parameters, 0),
+        (_MOVE, 1, 6, 0, 0),
+        (_MOVE, 2, 10, 0, 0),
+        (_ADD_K, 2, 0, 0, parameters),
+        (_MOVE_K, 3, 0, 0, 64),
+        (_MOVE_K, 4, 0, 0, 0),
+        (_CALL, 0, 0, 0, _FIB_LOOKUP),
+        (_JUMP_NOT_EQUAL_K, 0, 0, _TO_PASS, 0),
+        *_packet(34),
+        (_LOAD_U8, 4, 2, 22, 0),
+        (_JUMP_LESS_K, 4, 0, _TO_PASS, 2),
+        (_ADD_K, 4, 0, 0, -1),
+        (_STORE_U8, 2, 4, 22, 0),
+        # One less in the high byte of a word is 0x0100 more in the sum; the carry goes around.
+        (_LOAD_U16, 4, 2, 24, 0),
+        (_ADD_K, 4, 0, 0, socket.htons(0x0100)),
+        (_MOVE, 5, 4, 0, 0),
+        (_ADD_K, 5, 0, 0, 1),
+        (_SHIFT_RIGHT_K, 5, 0, 0, 16),
+        (_ADD, 4, 5, 0, 0),
+        (_STORE_U16, 2, 4, 24, 0),
+        *(
+            one
+            for word in (0, 2, 4)  # dmac and smac are the last of the parameters, smac first
+            for one in (
+                *_copy(16, (10, parameters + 58 + word), (2, word)),
+                *_copy(16, (10, parameters + 52 + word), (2, 6 + word)),
+            )
+        ),
+        (_LOAD_U32, 1, 10, parameters + 8, 0),
+        (_MOVE_K, 2, 0, 0, 0),
+        (_CALL, 0, 0, 0, _BPF_REDIRECT),
+        (_EXIT, 0, 0, 0, 0),
+    ]
+    end = len(asked)
+    return [
+        (op, to, by, end - place - 1 if at == _TO_PASS else at, value)
+        for place, (op, to, by, at, value) in enumerate(asked)
+    ] + PASS
+
+
+_TO_PASS = 1 << 14  # stands for the distance to the end, where packets are passed
+
+
+def _packet(size: int) -> Program:
+    """R2 = start of the packet, of which that many bytes are there."""
+    return [*_unless_shorter(size, [])[:-1], (_JUMP_GREATER, 4, 3, _TO_PASS, 0)]
+
+
+def _check(load: int, at: int, value: int) -> Program:
+    return [(load, 4, 2, at, 0), (_JUMP_NOT_EQUAL_K, 4, 0, _TO_PASS, value)]
+
+
+def _copy(size: int, source: tuple[int, int], target: tuple[int, int]) -> Program:
+    """Copy so many bits from what one register points to, and an offset, to another, by way of r4."""
+    load, store = {8: (_LOAD_U8, _STORE_U8), 16: (_LOAD_U16, _STORE_U16), 32: (_LOAD_U32, _STORE_U32)}[size]
+    return [(load, 4, *source, 0), (store, target[0], 4, target[1], 0)]
 
 
 class _RunOptions(ctypes.Structure):

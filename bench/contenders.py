@@ -48,6 +48,10 @@ class Contender(ABC):
     def start(self, lab: Topology, mode: str, workdir: Path) -> None:
         """Start forwarding; the caller waits until packets come through."""
 
+    def settled(self, workdir: Path) -> bool:
+        """Whether packets go the way they will go from now on, asked once they come through."""
+        return True
+
     def own_core(self, lab: Topology) -> set[int]:
         """Move the kernel's work for this contender to the forwarder's CPU; return the threads doing it."""
         return set()

@@ -71,6 +71,13 @@ class Case:
         first = (self.prefixes[0] if self.spread else self.prefixes[-1]).removesuffix("/24")
         return Load(address=first, addresses=self.rules * 256) if self.spread else Load(address=first)
 
+    @property
+    def refused(self) -> Load | None:
+        """Return a load of which nothing may come through, so that a filter that is not there yet shows."""
+        if not self.rules:
+            return None
+        return self.load if self.mode == DROP else Load()
+
 
 class Filter(Contender):
     """One filter with the rules of one case."""

@@ -21,6 +21,7 @@ from typing_extensions import override
 from bench import bpf, machine, series, throughput
 from bench.contenders import CONNECT, DROP
 from bench.filters import CASES, Case, Filter, XdpFilter, XskdFilter, contenders
+from bench.generator import Load
 from bench.measurement import Measurement
 from bench.series import Series, spread, table
 from bench.stand import Stand, stand
@@ -46,7 +47,9 @@ def speed(contender: Filter, seconds: float, number: int) -> Run:
     """Measure one filter in its case."""
     case = contender.case
     return throughput.measure(
-        contender, case.mode, case.load, seconds, number, case=f"{case.mode}: {case.text}"
+        *(contender, case.mode, case.load, seconds, number),
+        case=f"{case.mode}: {case.text}",
+        refused=case.refused,
     )
 
 
@@ -54,7 +57,11 @@ def cost(contender: Filter, _seconds: float, number: int) -> Cost:
     """Ask the attached program about the same packet again and again."""
     case = contender.case
     before = machine.speed()
-    with stand(contender, case.mode, flooded=False, load=case.load) as made, entered(made.lab.dut):
+    through = Load() if case.mode == DROP else case.load
+    with (
+        stand(contender, case.mode, flooded=False, load=through, refused=case.refused) as made,
+        entered(made.lab.dut),
+    ):
         program = program_id(made)
         # The frame itself, not what a spread load would make of it.
         frame = case.load.frame()

@@ -65,12 +65,13 @@ class Stand:
 
 
 @contextmanager
-def stand(contender: Contender, mode: str, *, flooded: bool, load: Load | None = None) -> Iterator[Stand]:
+def stand(
+    contender: Contender, mode: str, *, flooded: bool, load: Load | None = None, refused: Load | None = None
+) -> Iterator[Stand]:
     """Set up the lab, start the contender, wait until it forwards; everything is gone afterwards.
 
-    In mode DROP it must forward a plain probe, and drop what belongs to the load.
-
-    For a flood, the far end drops what arrives, and a forwarder inside the kernel gets a CPU of its own.
+    It is ready when all of a burst of the load comes through, and nothing of the refused one. For a flood,
+    the far end drops what arrives, and a forwarder inside the kernel gets a CPU of its own.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as workdir, Topology("xskd-bench") as lab:
         made = Stand(lab, mode)
@@ -81,23 +82,21 @@ def stand(contender: Contender, mode: str, *, flooded: bool, load: Load | None =
         contender.start(lab, mode, Path(workdir))
         if flooded:
             made.kernel_threads.update(contender.own_core(lab))
-        load = load or Load()
-        _wait_until_forwarding(made, contender, Load() if mode == DROP else load, Path(workdir))
-        if mode == DROP and (passed := _probe(made, load)):
-            raise NotForwardingError(
-                f"{contender.name} forwards {passed} of {_PROBES} packets it should drop"
-            )
+        _wait_until_forwarding(made, contender, load or Load(), refused, Path(workdir))
         yield made
 
 
-def _wait_until_forwarding(made: Stand, contender: Contender, load: Load, workdir: Path) -> None:
+def _wait_until_forwarding(
+    made: Stand, contender: Contender, load: Load, refused: Load | None, workdir: Path
+) -> None:
     deadline = time.monotonic() + _READY_WITHIN
     while time.monotonic() < deadline:
-        if _probe(made, load) >= _PROBES:
+        through = _probe(made, load) >= _PROBES and (refused is None or _probe(made, refused) == 0)
+        if through and contender.settled(workdir):
             return
     log = workdir / "log"
     said = log.read_text(errors="replace")[-2000:] if log.exists() else ""
-    raise NotForwardingError(f"{contender.name} forwards nothing in {made.mode}{os.linesep}{said}")
+    raise NotForwardingError(f"{contender.name} does not do what it should in {made.mode}{os.linesep}{said}")
 
 
 def _probe(made: Stand, load: Load) -> int:

@@ -3,15 +3,16 @@
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from typing_extensions import override
 
 from bench import machine
-from bench.contenders import Contender
+from bench.contenders import DROP, Contender
 from bench.generator import Load
 from bench.measurement import Measurement
-from bench.stand import stand
+from bench.stand import Stand, stand
 from lab import Topology
 
 _WARM_UP = 0.7  # seconds from the start of the generator's process; it floods after some 0.2
@@ -28,6 +29,7 @@ class Run(Measurement):
     offered: int
     user_seconds: float
     system_seconds: float
+    beside: dict[str, float] = field(default_factory=dict)
 
     @override
     def figures(self) -> str:
@@ -50,11 +52,24 @@ class Run(Measurement):
 
 
 def measure(
-    contender: Contender, mode: str, load: Load, seconds: float, number: int, *, case: str = ""
+    contender: Contender,
+    mode: str,
+    load: Load,
+    seconds: float,
+    number: int,
+    *,
+    case: str = "",
+    refused: Load | None = None,
+    beside: Callable[[Stand], dict[str, float]] | None = None,
 ) -> Run:
-    """Set up, flood, count, tear down; `case` is what the record calls it if the mode is not enough."""
+    """Set up, flood, count, tear down; `case` is what the record calls it if the mode is not enough.
+
+    `refused` is what must not come through. In mode DROP that is the load, and a plain load must.
+    `beside` finds out more at the end of the window.
+    """
     speed_before = machine.speed()
-    with stand(contender, mode, flooded=True, load=load) as made:
+    through, refused = (Load(), load) if mode == DROP else (load, refused)
+    with stand(contender, mode, flooded=True, load=through, refused=refused) as made:
         generator = flood(made.lab, load)
         time.sleep(_WARM_UP)
         first, offered_before = machine.Usage.now(), made.offered()
@@ -64,6 +79,7 @@ def measure(
         second, offered_after = machine.Usage.now(), made.offered()
         cpu = made.cpu_between(first, second)
         ours = made.forwarder() | {generator.pid}
+        more = beside(made) if beside else {}
         strangers = (second.strangers(ours) - first.strangers(ours)) / (end - start)
         if generator.poll() is not None:
             raise RuntimeError(f"the generator ended early, exit status {generator.returncode}")
@@ -77,6 +93,7 @@ def measure(
         offered=offered_after - offered_before,
         user_seconds=cpu.user,
         system_seconds=cpu.system,
+        beside=more,
         strangers=strangers,
         speed_before=speed_before,
         speed_after=machine.speed(),
