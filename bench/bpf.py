@@ -12,12 +12,20 @@ import ctypes
 import os
 import socket
 import struct
+import sys
 from typing import Any
 
 Program = list[tuple[int, int, int, int, int]]  # opcode, destination, source, offset, immediate
 
 _LOAD_U16, _LOAD_U32, _STORE_U16 = 0x69, 0x61, 0x6B
-_LOAD_U8, _STORE_U8, _STORE_K_U64, _JUMP_NOT_EQUAL_K, _JUMP_LESS_K = 0x71, 0x73, 0x7A, 0x55, 0xA5
+_LOAD_U8, _STORE_U8, _STORE_K_U32, _STORE_K_U64, _JUMP_NOT_EQUAL_K, _JUMP_LESS_K = (
+    0x71,
+    0x73,
+    0x62,
+    0x7A,
+    0x55,
+    0xA5,
+)
 _STORE_U32, _MOVE, _MOVE_K, _ADD, _ADD_K, _CALL, _EXIT = 0x63, 0xBF, 0xB7, 0x0F, 0x07, 0x85, 0x95
 _OR_K, _AND_K, _XOR_K, _SHIFT_RIGHT_K, _TO_BIG_ENDIAN = 0x47, 0x57, 0xA7, 0x77, 0xDC
 _JUMP_GREATER, _JUMP_NOT_LESS_K = 0x2D, 0x35
@@ -59,20 +67,34 @@ def redirect_to(ifindex: int) -> Program:
 
 
 # Where things are in a frame of UDP over IPv4 without options.
-_ID, _DESTINATION, _SOURCE_PORT, _DESTINATION_PORT, _UDP_END = 18, 30, 34, 36, 42
+_ID, _TTL, _DESTINATION, _SOURCE_PORT, _DESTINATION_PORT, _UDP_END = 18, 22, 30, 34, 36, 42
 MIX_OF = 32  # the parts that mixed() divides into
 
 
 def varied(
-    end: Program, *, addresses: int = 1, address: int = 0, ports: int = 1, port: int = 0, flows: bool = False
+    end: Program,
+    *,
+    addresses: int = 1,
+    address: int = 0,
+    ports: int = 1,
+    port: int = 0,
+    flows: bool = False,
+    renewed: bytes = b"",
 ) -> Program:
     """Return a program that writes a random destination into a UDP frame, then does as `end` does.
 
     One of so many addresses and ports (powers of two) from the given one on, and any source port for `flows`.
     The frame's header checksum must be that of the destination 0.0.0.0 and the identification 0 if addresses
     vary: the identification then takes what makes it right again. Its UDP checksum must be 0, that is none.
+
+    The kernel sends the same few frames again and again. A router changes their MAC addresses, TTL and
+    checksum; these are `renewed` from that frame.
     """
-    write: Program = []
+    write: Program = [
+        (_STORE_K_U32, 2, 0, at, int.from_bytes(renewed[at : at + 4], sys.byteorder, signed=True))
+        for at in (0, 4, 8, _TTL)
+        if renewed
+    ]
     if addresses > 1:
         write += [
             *_one_of(addresses, address, 32, shift=0),

@@ -56,10 +56,16 @@ class Load:
         """Return the program that sends it, each frame as it shall be."""
         if self.share:
             return bpf.mixed(self.share, self.frame_bytes - _SHORT, self.other_port)
-        if self.addresses == self.ports == 1:
+        if self.addresses == self.ports == 1 and not self.routed:
             return end
-        first = int.from_bytes(socket.inet_aton(self.address))
-        return bpf.varied(end, addresses=self.addresses, address=first, ports=self.ports, port=self.port)
+        return bpf.varied(
+            end,
+            addresses=self.addresses,
+            address=int.from_bytes(socket.inet_aton(self.address)),
+            ports=self.ports,
+            port=self.port,
+            renewed=self.frame() if self.routed else b"",
+        )
 
     def frame(self) -> bytes:
         """Return the frame to begin with: its program may change it."""
