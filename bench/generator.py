@@ -22,6 +22,7 @@ from lab import Topology
 
 _FOREVER = 2**31 - 1  # frames: minutes, at any rate this can reach
 _DISCARD = 9  # the port
+_SOURCE = "gen0"  # where frames of many flows come from
 _SHORT = 64  # bytes: what is left of a frame that is cut
 
 
@@ -31,6 +32,7 @@ class Load:
 
     A `share` (of 32) of the frames is cut to 64 bytes and goes to `other_port`; the longer ones are such
     frames with a trailer behind the IP packet. `routed` frames go to the MAC address of the dut, a router.
+    `flows` have many source ports, and after `open_flows` reach all queues; other loads reach the CPU's.
     """
 
     frame_bytes: int = 64
@@ -39,6 +41,7 @@ class Load:
     port: int = _DISCARD
     ports: int = 1
     routed: bool = False
+    flows: bool = False
     share: int = 0
     other_port: int = 0
 
@@ -52,18 +55,19 @@ class Load:
                 told += [option] if value is True else [option, str(value)]
         return told
 
-    def program(self, end: bpf.Program = bpf.SEND_BACK) -> bpf.Program:
+    def program(self) -> bpf.Program:
         """Return the program that sends it, each frame as it shall be."""
         if self.share:
             return bpf.mixed(self.share, self.frame_bytes - _SHORT, self.other_port)
-        if self.addresses == self.ports == 1 and not self.routed:
-            return end
+        if self.addresses == self.ports == 1 and not self.routed and not self.flows:
+            return bpf.SEND_BACK
         return bpf.varied(
-            end,
+            bpf.PASS if self.flows else bpf.SEND_BACK,
             addresses=self.addresses,
             address=int.from_bytes(socket.inet_aton(self.address)),
             ports=self.ports,
             port=self.port,
+            flows=self.flows,
             renewed=self.frame() if self.routed else b"",
         )
 
@@ -80,7 +84,29 @@ class Load:
 
     def send(self, interface: str, times: int) -> None:
         """Send that many frames from an interface of the namespace that the calling thread is in."""
-        bpf.send_live(self.frame(), interface, times, self.program())
+        bpf.send_live(self.frame(), _SOURCE if self.flows else interface, times, self.program())
+
+
+def open_flows(lab: Topology) -> None:
+    """Let h0 send what comes in at an interface of its own out of eth0, each flow by one of its queues.
+
+    An XDP frame sent to a veth goes to the queue of the CPU that sends it. One that is a packet of the
+    stack's by then goes to the queue of its flow.
+    """
+    host = lab.hosts[0]
+    lab.run(host, *f"ip link add {_SOURCE} type veth peer name {_SOURCE}p".split())
+    for end in (_SOURCE, f"{_SOURCE}p"):
+        lab.run(host, *f"ip link set {end} addrgenmode none up".split())
+    lines = (
+        "table netdev bench {",
+        "chain ingress {",
+        f'type filter hook ingress device "{_SOURCE}" priority 0; policy accept;',
+        'fwd to "eth0"',
+        "}",
+        "}",
+        "",
+    )
+    lab.run(host, "nft", "-f", "-", stdin="\n".join(lines))
 
 
 def udp_frame(
