@@ -5,10 +5,10 @@
 Exactness: far more is offered than the limit, and what comes through in five seconds is counted at the far
 end. One queue, and four, of which each has its share and its load.
 
-The place: nine of ten packets of a flood are to be dropped, and the tenth is somebody else's. What comes through
-of these if the XDP program drops the others, and what if they come to user space first? For that no worker with
-a token bucket is needed: in either case the flood's frames are longer than the far link can take, so a worker that
-gets one drops it at its first look. That is the least that policing in a worker could cost.
+The place: nine of ten packets of a flood are to be dropped, and the tenth is somebody else's. What comes
+through of these if the XDP program drops the others, and what if they come to user space first? For that no
+worker with a token bucket is needed: in either case the flood's frames are longer than the far link can take,
+so a worker that gets one drops it at its first look. That is the least that policing in a worker could cost.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Remains(Measurement):
 def running(
     queues: int, eth1: dict[str, Any], path: dict[str, Any], mtu: int | None = None
 ) -> Iterator[Topology]:
-    """A lab with xskd between h0 and h1 on the forwarder's CPU, all its workers bound; eth2's MTU if given."""
+    """Run xskd between h0 and h1 on the forwarder's CPU, all its workers bound; with eth2's MTU if given."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,
         Topology("xskd-bench", queues=queues) as lab,
