@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench import bpf, express, filters, generator, limits, routes, rules
+from bench import bpf, express, generator, limits, routes, rules
 from bench.bpf import Program
+from bench.contenders import CONNECT, DROP
 from bench.filters import Case, NftRules, NftSet, XskdFilter
 from bench.generator import Load
 from bench.series import Series, spread, table
@@ -115,7 +116,7 @@ def test_random_addresses_are_all_in_the_prefix_and_the_checksum_stays_right() -
 
 
 def test_random_ports_reach_from_the_first_to_the_last_rule() -> None:
-    load = Case(filters.CONNECT, "port", 1024, spread=True).load
+    load = Case(CONNECT, "port", 1024, spread=True).load
     program, frame = load.program(), load.frame()
     ports = {int.from_bytes(run(program, frame, bits << 4)[36:38]) for bits in range(1024)}
     assert ports == set(range(1024, 2048))
@@ -134,7 +135,7 @@ def test_counts_that_are_no_powers_of_two_are_refused() -> None:
 
 
 def test_the_rules_of_a_case_are_the_same_for_all() -> None:
-    case = Case(filters.DROP, "prefix", 1024)
+    case = Case(DROP, "prefix", 1024)
     interface = XskdFilter(case).configuration()["interfaces"]["eth1"]
     assert interface["default"] == "redirect"
     assert [rule["destination"] for rule in interface["rules"]] == case.prefixes
@@ -147,7 +148,7 @@ def test_the_rules_of_a_case_are_the_same_for_all() -> None:
 
 
 def test_without_rules_nothing_is_asked_and_nothing_refused() -> None:
-    case = Case(filters.CONNECT)
+    case = Case(CONNECT)
     assert XskdFilter(case).configuration()["interfaces"]["eth1"] == {}
     assert 'fwd to "eth2"' in NftRules(case).ruleset()
     assert "drop" not in NftRules(case).ruleset()
