@@ -25,6 +25,8 @@ from typing_extensions import override
 from bench import bpf
 from bench.machine import FORWARDER_CPU, KERNEL_THREADS, LOAD_CPU
 from lab import Topology, entered
+from xskd import control
+from xskd.errors import XskdError
 
 CONNECT, REFLECT, DROP = "connect", "reflect", "drop"
 _PINNED = ("taskset", "-c", str(FORWARDER_CPU))
@@ -202,6 +204,15 @@ def run_xskd(lab: Topology, workdir: Path, configuration: str | dict[str, Any]) 
     config = workdir / "xskd.yaml"
     config.write_text(text)
     launch(lab, workdir, *_PINNED, sys.executable, "-m", "xskd", "run", "-c", str(config))
+
+
+def verdicts(socket: Path, verdict: str) -> int:
+    """Packets that met this end in the programs of the daemon that listens there; 0 while none does."""
+    try:
+        status = control.ask(socket, "status")["status"]
+    except XskdError:
+        return 0
+    return sum(interface["verdicts"][verdict] for interface in status["interfaces"])
 
 
 def receive_on_own_core(lab: Topology) -> set[int]:

@@ -18,14 +18,13 @@ from typing import Any
 from typing_extensions import override
 
 from bench import series, throughput
-from bench.contenders import CONNECT, Contender, InKernel, Redirect, Xskd, run_xskd
+from bench.contenders import CONNECT, Contender, InKernel, Redirect, Xskd, run_xskd, verdicts
 from bench.filters import FIRST_PORT
 from bench.generator import Load
 from bench.machine import FORWARDER_CPU
 from bench.series import Series, spread, table
 from bench.throughput import Run
 from lab import Topology
-from xskd import control
 
 SIZES = (64, 1500)
 MANY = 1024
@@ -53,7 +52,7 @@ class Express(Xskd, InKernel):
 
     @override
     def settled(self, workdir: Path) -> bool:
-        return expressed(workdir / "control.sock") > 0
+        return verdicts(workdir / "control.sock", "expressed") > 0
 
 
 class LateExpress(Express):
@@ -86,12 +85,6 @@ class Through(Express):
     @override
     def own_core(self, lab: Topology) -> set[int]:
         return set()
-
-
-def expressed(socket: Path) -> int:
-    """Count what the programs of a daemon sent by the lane, on all interfaces."""
-    status = control.ask(socket, "status")["status"]
-    return sum(interface["verdicts"]["expressed"] for interface in status["interfaces"])
 
 
 LIMIT = Redirect()

@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from bench import bpf, machine, series
 from bench.bpf import MIX_OF
-from bench.contenders import run_xskd
+from bench.contenders import run_xskd, verdicts
 from bench.generator import Load, open_flows
 from bench.machine import FORWARDER_CPU, Usage
 from bench.measurement import Measurement
@@ -80,11 +80,13 @@ class Accuracy(Measurement):
     passed: float
     offered: float
     ratio: float  # passed / configured
+    let_through: float  # by the program / configured: what it lacks was lost behind the limit
 
     @override
     def figures(self) -> str:
         offered = f"{self.offered / 1e3:.0f} kpps offered"
-        return f"{self.limit}, {self.queues} queues: {self.ratio:.4f} of it passed, {offered}"
+        passed = f"{self.ratio:.4f} of it passed ({self.let_through:.4f} the program)"
+        return f"{self.limit}, {self.queues} queues: {passed}, {offered}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Remains(Measurement):
 @contextmanager
 def running(
     queues: int, eth1: dict[str, Any], path: dict[str, Any], mtu: int | None = None
-) -> Iterator[Topology]:
+) -> Iterator[tuple[Topology, Path]]:
     """Run xskd between h0 and h1 on the forwarder's CPU, all its workers bound; with eth2's MTU if given."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,
@@ -131,7 +133,7 @@ def running(
             if time.monotonic() > deadline:
                 raise RuntimeError(f"xskd did not get ready; it said:\n{(workdir / 'log').read_text()}")
             time.sleep(0.1)
-        yield lab
+        yield lab, socket
 
 
 def _ready(socket: Path) -> bool:
@@ -149,15 +151,15 @@ def accuracy(limit: Limit, queues: int, seconds: float, number: int) -> Accuracy
     eth1, path = ({"rules": rules}, {}) if limit.place == "rule" else ({}, {"limit": key})
     load = Load(frame_bytes=limit.frame_bytes, flows=queues > 1)
     before = machine.speed()
-    with running(queues, eth1, path) as lab:
+    with running(queues, eth1, path) as (lab, socket):
         if queues > 1:
             open_flows(lab)
         flood(lab, load)
         time.sleep(_WARM_UP)
         first, start = Usage.now(), time.monotonic()
-        passed, offered = _counted(lab)
+        passed, offered, let = *_counted(lab), verdicts(socket, "redirected")
         time.sleep(seconds)
-        passed_then, offered_then = _counted(lab)
+        passed_then, offered_then, let_then = *_counted(lab), verdicts(socket, "redirected")
         end, last = time.monotonic(), Usage.now()
         strangers = _strangers(lab, first, last, end - start)
     took = end - start
@@ -170,6 +172,7 @@ def accuracy(limit: Limit, queues: int, seconds: float, number: int) -> Accuracy
         passed=through,
         offered=(offered_then - offered) / took,
         ratio=through * limit.unit / limit.rate,
+        let_through=(let_then - let) / took * limit.unit / limit.rate,
         strangers=strangers,
         speed_before=before,
         speed_after=machine.speed(),
@@ -212,7 +215,7 @@ def remains(way: str, seconds: float, number: int) -> Remains:
     """Flood, and count those packets that the flood is not."""
     load, rules = WAYS[way]
     before = machine.speed()
-    with running(1, {"rules": rules} if rules else {}, {}, FAR_MTU) as lab:
+    with running(1, {"rules": rules} if rules else {}, {}, FAR_MTU) as (lab, _):
         flood(lab, load)
         time.sleep(_WARM_UP)
         first, start = Usage.now(), time.monotonic()
@@ -259,10 +262,15 @@ def page(measured: Series[Measurement]) -> str:
     for limit in LIMITS:
         for queues in QUEUES:
             of_it = [one for one in exact if (one.limit, one.queues) == (limit.text, queues)]
-            figures = spread([one.ratio for one in of_it], 4), spread([one.offered / 1e3 for one in of_it])
+            figures = (
+                spread([one.ratio for one in of_it], 4),
+                spread([one.let_through for one in of_it], 4),
+                spread([one.offered / 1e3 for one in of_it]),
+            )
             worst = max((abs(one.ratio - 1) for one in of_it), default=None)
             rows.append([f"{limit.text}, {queues} queue{'s'[: queues - 1]}", *figures, _judged(worst)])
-    lines += table(["limit", "passed / configured", "offered, thousand packets/s", "farthest off"], rows)
+    heads = ["limit", "arrived / configured", "let through / configured"]
+    lines += table([*heads, "offered, thousand packets/s", "farthest off"], rows)
     lines += [
         f"**what remains for others when {1 - SHARE / MIX_OF:.0%} of the packets offered are to be dropped**",
         "",
@@ -274,7 +282,7 @@ def page(measured: Series[Measurement]) -> str:
         figures = spread([one.kpps for one in of_it2]), spread([one.offered for one in of_it2])
         cpu = f"{median(one.cpu for one in of_it2):.0%}" if of_it2 else "-"
         rows.append([way, *figures, part, cpu])
-    heads = ["", "others passed, thousand/s", "others offered, thousand/s", "part", "worker's CPU"]
+    heads = ["way", "others passed, thousand/s", "others offered, thousand/s", "part", "worker's CPU"]
     lines += table(heads, rows)
     return "\n".join([*lines, *measured.ending()])
 

@@ -22,7 +22,7 @@ from statistics import median
 from typing_extensions import override
 
 from bench import bpf, series, throughput
-from bench.contenders import CONNECT, Contender, InKernel, Xskd, run_xskd
+from bench.contenders import CONNECT, Contender, InKernel, Xskd, run_xskd, verdicts
 from bench.generator import Load
 from bench.machine import FORWARDER_CPU
 from bench.series import Series, spread, table
@@ -97,11 +97,24 @@ class XskdRoute(Router, Xskd):
 
     name = "xskd, route"
     express = "off"
+    verdict = "redirected"
 
     @override
     def begin(self, lab: Topology, workdir: Path) -> None:
         path = {"route": ["eth1", "eth2"], "cpus": [FORWARDER_CPU], "express": self.express}
-        run_xskd(lab, workdir, {"interfaces": {"eth1": {}, "eth2": {}}, "paths": {"bench": path}})
+        run_xskd(
+            *(lab, workdir),
+            {
+                "interfaces": {"eth1": {}, "eth2": {}},
+                "paths": {"bench": path},
+                "control": {"socket": str(workdir / "control.sock")},
+            },
+        )
+
+    @override
+    def settled(self, workdir: Path) -> bool:
+        # Until then the kernel forwards, as it does whatever xskd leaves to it.
+        return verdicts(workdir / "control.sock", self.verdict) > 0
 
 
 class XskdExpressRoute(XskdRoute):
@@ -109,6 +122,7 @@ class XskdExpressRoute(XskdRoute):
 
     name = "xskd, route, express: auto"
     express = "auto"
+    verdict = "expressed"
 
     @override
     def own_core(self, lab: Topology) -> set[int]:
