@@ -34,6 +34,7 @@ from bench.generator import Load, open_flows
 from bench.machine import FORWARDER_CPU, Usage
 from bench.measurement import Measurement
 from bench.series import Series, spread, table
+from bench.stand import NotForwardingError
 from bench.throughput import flood
 from lab import Topology, entered
 from xskd import control
@@ -131,7 +132,7 @@ def running(
         deadline = time.monotonic() + _READY_WITHIN
         while not _ready(socket):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"xskd did not get ready; it said:\n{(workdir / 'log').read_text()}")
+                raise NotForwardingError(f"xskd did not get ready; it said:\n{(workdir / 'log').read_text()}")
             time.sleep(0.1)
         yield lab, socket
 
@@ -279,9 +280,9 @@ def page(measured: Series[Measurement]) -> str:
     for way in WAYS:
         of_it2 = [one for one in places if one.way == way]
         part = f"{median(one.kpps / one.offered for one in of_it2):.2f}" if of_it2 else "-"
-        figures = spread([one.kpps for one in of_it2]), spread([one.offered for one in of_it2])
+        speeds = spread([one.kpps for one in of_it2]), spread([one.offered for one in of_it2])
         cpu = f"{median(one.cpu for one in of_it2):.0%}" if of_it2 else "-"
-        rows.append([way, *figures, part, cpu])
+        rows.append([way, *speeds, part, cpu])
     heads = ["way", "others passed, thousand/s", "others offered, thousand/s", "part", "worker's CPU"]
     lines += table(heads, rows)
     return "\n".join([*lines, *measured.ending()])
