@@ -151,7 +151,9 @@ ROUTERS: tuple[type[Router], ...] = (XskdRoute, XskdExpressRoute, KernelForwardi
 
 def memory(made: Stand) -> dict[str, float]:
     """Resident memory of the supervisor and of its workers together, MiB."""
-    status = {pid: found for pid in made.forwarder() if (found := _status(pid))}
+    # Whoever was asked for the list is in it too, alive, dying or gone.
+    listed = {pid: _status(pid) for pid in made.forwarder()}
+    status = {pid: one for pid, one in listed.items() if "VmRSS" in one and one["Name"] != "ip"}
     supervisors = [one for one in status.values() if int(one["PPid"]) not in status]
     workers = [one for one in status.values() if int(one["PPid"]) in status]
     return {"supervisor": _mib(supervisors), "workers": _mib(workers)} if workers else {}
@@ -160,7 +162,7 @@ def memory(made: Stand) -> dict[str, float]:
 def _status(pid: int) -> dict[str, str]:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):  # who was asked for the list is in it, and has ended
+    except (FileNotFoundError, ProcessLookupError):
         return {}
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
