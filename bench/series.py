@@ -3,7 +3,7 @@
 As in a campaign, everybody's trials follow each other within a round, so that a machine that changes its
 speed changes it for all; what was measured while others used the CPU is thrown away and repeated, by the same
 rules. Who fails is named in the record and ends nothing. A quick run measures everything once, whatever else
-the machine does, and keeps nothing.
+the machine does, shows that, and keeps nothing: its figures are none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,10 @@ def carry_out(
         for trial in rotated(chosen, number * 7):
             measure = partial(trial, arguments.seconds, number)
             series.runs += attempt(series.failures, measure, tries=1 if arguments.quick else TRIES)
-    series.runs = throw_away_other_phases(series.runs, usual_speed(series.runs))
+    if arguments.quick:
+        series.runs = [replace(run, thrown_away="") for run in series.runs]
+    else:
+        series.runs = throw_away_other_phases(series.runs, usual_speed(series.runs))
     print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return series
 
@@ -108,6 +111,8 @@ def carry_out(
 def keep(series: Series[M], text: str, arguments: argparse.Namespace) -> None:
     """Print the page; and keep it, and all that was measured, unless it was a quick run or not all of it."""
     print(text)
+    if arguments.quick:
+        print("\nA quick run, to see that everything works: these are not results.")
     if not arguments.quick and not arguments.only:
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{series.name}.md").write_text(text + "\n")
