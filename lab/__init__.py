@@ -4,6 +4,7 @@ Tests, demo and bench all build their networks here, so that a figure in the REA
 of the same topology. Nothing here may touch an interface, a sysctl or a process that it did not make.
 """
 
+from lab.routers import Routers
 from lab.topology import Counters, Topology, entered
 
-__all__ = ["Counters", "Topology", "entered"]
+__all__ = ["Counters", "Routers", "Topology", "entered"]
