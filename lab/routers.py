@@ -1,4 +1,4 @@
-"""Makes a router's neighbourhood of a topology: a subnet of both families for each link, with the dut between.
+"""Makes a router's neighbourhood of a topology: a subnet of both families for each link, the dut between.
 
 ::
 

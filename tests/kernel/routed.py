@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -128,10 +128,10 @@ class Datagrams:
 def checksum(data: bytes) -> int:
     """RFC 1071."""
     data += bytes(len(data) % 2)
-    added = sum(struct.unpack(f">{len(data) // 2}H", data))
+    added: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while added >> 16:
         added = (added & 0xFFFF) + (added >> 16)
-    return ~added & 0xFFFF
+    return 0xFFFF - added
 
 
 def ipv4(
@@ -170,6 +170,9 @@ def routers(net: Wire) -> Routers:
     return made
 
 
-def arrived(frames: Sequence[bytes], marker: bytes) -> list[bytes]:
-    """Those among captured frames that carry a marker."""
-    return [each for each in frames if marker in each]
+def until(net: Wire, host: int, marker: bytes) -> list[bytes]:
+    """Take what a host receives until a frame carries the marker; those that do, [] if none comes in time."""
+    while got := net.taps[host].receive(1):
+        if marker in got[0]:
+            return got
+    return []

@@ -20,18 +20,17 @@ from routed import (
     XSKD,
     By,
     Datagrams,
-    Family,
     answered,
-    arrived,
     forwarded,
     ping,
     routers,
     routing,
     unroutable,
+    until,
 )
 
 from lab import Routers
-from lab.routers import ANYCAST, ANYCAST_PREFIX
+from lab.routers import ANYCAST, ANYCAST_PREFIX, Family
 
 if TYPE_CHECKING:
     from conftest import MakeWire
@@ -131,7 +130,7 @@ KINDS = {"unreachable": "unreachable", "prohibit": "prohibited"}
 @BOTH
 @pytest.mark.moves("xskd_unroutable_packets", reason=("unreachable", "prohibited", "blackhole"))
 def test_a_route_that_refuses_is_answered_for_by_the_kernel(
-    net: Wire, roads: Routers, tmp_path: Path, by: By, family: Family, kind: str
+    net: Wire, roads: Routers, tmp_path: Path, *, by: By, family: Family, kind: str
 ) -> None:
     prefix = ANYCAST_PREFIX[family]
     with ways(net, tmp_path, by, family) as (made, daemon):
@@ -169,9 +168,8 @@ def test_a_neighbours_new_mac_acts_on_the_next_packet(
             roads.ip(net.dut, family, *change)
             net.taps[1].waiting()
             payload = made.send()
-            seen: list[bytes] = []
-            assert net.eventually(lambda: bool(seen.extend(arrived(net.taps[1].waiting(), payload)) or seen))  # noqa: B023
-            assert [packet[:12].hex(":") for packet in seen] == [f"{mac}:{net.mac_of(1, dut_side=True)}"]
+            (seen,) = until(net, 1, payload)
+            assert seen[:12].hex(":") == f"{mac}:{net.mac_of(1, dut_side=True)}"
 
 
 @BY

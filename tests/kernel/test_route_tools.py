@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import Wire
-from routed import BOTH, BY, By, Family, answered, ping, routers, routing
+from routed import BOTH, BY, By, answered, ping, routers, routing
 
 from lab import Routers
+from lab.routers import Family
 
 if TYPE_CHECKING:
     from conftest import MakeWire
