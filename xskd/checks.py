@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from xskd import checks_route
 from xskd.findings import Answer, Command, Facts, Fix, Interface, Offloads, fail, ok, warn
 from xskd.hook import PROGRAM
 from xskd.plan import (
@@ -397,6 +398,7 @@ INTERFACE: dict[str, Callable[[Interface], Answer | None]] = {
     "fill ring": fill_ring,
     "IRQ affinity": irq_affinity,
     "NUMA": numa,
+    **checks_route.INTERFACE,
 }
 PATH: dict[str, Callable[[Facts, str], Answer | None]] = {"width": width}
 FIXED = {  # what --fix does, for the page
@@ -404,4 +406,5 @@ FIXED = {  # what --fix does, for the page
     **dict.fromkeys(("LRO", "GRO", "VLAN stripping"), "`ethtool -K`"),
     **dict.fromkeys(("checksums", "segmentation"), "`ethtool -K`, at the other end"),
     "promiscuous": "`ip link set ... promisc on`",
+    **checks_route.FIXED,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from xskd import checks_route
 from xskd.errors import errno_name
 from xskd.findings import Answer, Facts, fail, ok, warn
 from xskd.plan import listed
@@ -135,4 +136,5 @@ MACHINE: dict[str, Callable[[Facts], Answer | None]] = {
     "huge pages": huge_pages,
     "CPUs": cpus,
     "irqbalance": irqbalance,
+    **checks_route.MACHINE,
 }

@@ -26,7 +26,7 @@ from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
 from xskd import config as configuration
-from xskd import control, machine, netdev
+from xskd import control, examine_routing, machine, netdev
 from xskd.config import Config
 from xskd.errors import ConfigError, XskdError
 from xskd.findings import Facts, Interface, Interrupt, Machine, Offloads, Peer
@@ -68,7 +68,10 @@ def examine(wanted: Config | None) -> Facts:
         )
     ours = running or frozenset()
     interfaces = tuple(replace(each, ours=each.name in ours) for each in interfaces)
-    return Facts(facts.machine, interfaces, wanted, plan)
+    told = facts.machine
+    if any(interface.kind == "route" for interface in interfaces):
+        told = replace(told, forward_chains=examine_routing.forward_chains())
+    return Facts(told, interfaces, wanted, plan)
 
 
 def defaults() -> tuple[Config | None, list[str]]:
@@ -175,6 +178,9 @@ def _looked_at(interface: Interface, route: Any, ethtool: Any) -> Interface:
         interrupts=_interrupts(bus),
         master=_name(route, link.get("master")),
         access_platform=_access_platform(bus) if device.driver == "virtio_net" else None,
+        routing=_told(lambda: examine_routing.read_routing(route, device.ifindex, device.name), None)
+        if interface.kind == "route"
+        else None,
     )
 
 

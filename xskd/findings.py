@@ -61,6 +61,19 @@ class Interrupt:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """What the kernel does with packets that come in by an interface and are for others.
+
+    `families` are the versions of IP that it has an address of, link-local ones apart. `forwarding` has no
+    entry for a version that is off altogether. `rp_filter` is the number that is in force.
+    """
+
+    families: frozenset[int]
+    forwarding: Mapping[int, bool]
+    rp_filter: int
+
+
+@dataclass(frozen=True)
 class Interface:
     """One interface of the configuration: what is wanted of it, and what it is.
 
@@ -68,7 +81,8 @@ class Interface:
     of the RSS indirection table, empty where there is none. `hardware_rx` is the size of the NIC's own RX
     ring, 0 if it does not tell. `master` is the bridge or bond that it belongs to. `worker_cpus` are the CPUs
     of its workers (None: any), `cpu_nodes` their NUMA nodes. `access_platform` tells whether virtio
-    negotiated VIRTIO_F_ACCESS_PLATFORM; None for other drivers. `ours`: an xskd that answers has it.
+    negotiated VIRTIO_F_ACCESS_PLATFORM; None for other drivers. `ours`: an xskd that answers has it. `routing`
+    is looked up for route paths only. `express`: packets may leave by it past user space.
     """
 
     name: str
@@ -88,6 +102,8 @@ class Interface:
     cpu_nodes: Mapping[int, int] = field(default_factory=dict)
     access_platform: bool | None = None
     ours: bool = False
+    routing: Routing | None = None
+    express: bool = False
 
     @property
     def there(self) -> NetDevice:
@@ -123,7 +139,8 @@ class Machine:
 
     `kernel` is (6, 18). `af_xdp` is the errno with which an AF_XDP socket is refused, 0 if it is not.
     `memlock` is the limit of pinned memory in bytes, None without one. `huge_pages` are those of 2 MiB.
-    `jit` is None where it is not told. `daemon`: an xskd answers.
+    `jit` is None where it is not told. `daemon`: an xskd answers. `forward_chains` are those of nftables that
+    do something to forwarded packets, None where that is not told.
     """
 
     kernel: tuple[int, int]
@@ -136,6 +153,7 @@ class Machine:
     cpus: frozenset[int]
     irqbalance: bool
     daemon: bool
+    forward_chains: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from fakes import device
 
 from xskd import checks, checks_machine, cli, config, doctor, examine, findings, show
 from xskd.features import Features
-from xskd.findings import Facts, Finding, Fix, Interface, Interrupt, Machine, Offloads, Peer
+from xskd.findings import Facts, Finding, Fix, Interface, Interrupt, Machine, Offloads, Peer, Routing
 from xskd.hook import Tenant
 from xskd.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 DRIVER = Features(frozenset({"basic", "redirect", "rx-sg", "xsk-zerocopy"}), 1)
+NO_XMIT = Features(frozenset({"basic", "redirect"}), 0)
+XMIT = Features(frozenset({"basic", "redirect", "ndo-xmit"}), 0)
 VETH = Features(frozenset({"basic", "redirect"}), 0)
 MACHINE = Machine(
     kernel=(6, 18),
@@ -71,6 +73,22 @@ def pair(*on: str, attach: str = "auto", fixed: tuple[str, ...] = (), **changes:
 
 def offloads(*on: str, fixed: tuple[str, ...] = ()) -> Offloads:
     return Offloads(frozenset(on), frozenset(fixed))
+
+
+def routed(*families: int, off: tuple[int, ...] = (), rp_filter: int = 0, name: str = "eth1") -> Interface:
+    """Make an interface of a route path with addresses of these families."""
+    forwarding = {family: family not in off for family in (4, 6)}
+    device = replace(NIC.there, name=name)
+    routing = Routing(frozenset(families), forwarding, rp_filter)
+    return replace(NIC, name=name, device=device, kind="route", routing=routing)
+
+
+def lane(
+    driver: str = "ice", *, ours: bool = True, features: Features = NO_XMIT, **changes: Any
+) -> Interface:
+    """Make an interface that express packets may leave by."""
+    made = replace(NIC.there, driver=driver, features=features)
+    return replace(NIC, device=made, express=True, ours=ours, **changes)
 
 
 NO_ZEROCOPY = Features(frozenset({"basic"}), 0)
@@ -154,6 +172,21 @@ INTERFACES: list[tuple[str, Interface, str, str]] = [
     ("IRQ affinity", nic(interrupts=ONE_CPU), "WARN", "/proc/irq/41/smp_affinity_list"),
     ("IRQ affinity", nic(poll="busy"), "WARN", "workers on CPU 0-1 too"),
     ("NUMA", nic(cpu_nodes={0: 0, 1: 1}), "WARN", "CPU 1 is on another"),
+    ("forwarding", routed(4, off=(4,)), "FAIL", "sysctl -w net.ipv4.conf.eth1.forwarding=1"),
+    ("forwarding", routed(4, off=(4,), name="eth1.5"), "FAIL", "net.ipv4.conf.eth1/5.forwarding=1"),
+    ("forwarding", routed(6, off=(4, 6)), "FAIL", "sysctl -w net.ipv6.conf.all.forwarding=1"),
+    ("forwarding", routed(4, 6, off=(6,)), "FAIL", "off for IPv6"),
+    ("forwarding", routed(off=(4, 6)), "FAIL", "off for IPv4:"),
+    ("forwarding", routed(4, off=(6,)), "OK", "on for IPv4"),
+    ("forwarding", routed(4, 6), "OK", "on for IPv4 and IPv6"),
+    ("rp_filter", routed(4, rp_filter=1), "WARN", "interfaces.eth1.rules"),
+    ("rp_filter", routed(4, rp_filter=2), "OK", "loose"),
+    ("rp_filter", routed(4), "OK", "off"),
+    ("express", lane(), "WARN", "by user space instead"),
+    ("express", lane(ours=False), "OK", "with a program attached"),
+    ("express", lane("veth", peer=PAIR.peer), "WARN", "ip netns exec h0 ethtool -K eth0 gro on"),
+    ("express", lane("veth", ours=False), "WARN", "by user space instead"),
+    ("express", lane(features=XMIT), "OK", "takes packets"),
 ]
 
 
@@ -171,6 +204,12 @@ def test_all_is_well(interface: Interface) -> None:
     assert {name for name, answer in answers.items() if answer and answer.verdict != "OK"} == set()
 
 
+@pytest.mark.parametrize("check", ["forwarding", "rp_filter", "express"])
+def test_what_concerns_routing_and_lanes_is_no_question_elsewhere(check: str) -> None:
+    assert checks.INTERFACE[check](NIC) is None
+    assert checks.INTERFACE[check](replace(NIC, kind="route")) is None  # where the kernel tells nothing
+
+
 @pytest.mark.parametrize("check", ["checksums", "segmentation"])
 def test_what_only_a_veth_does_is_no_question_elsewhere(check: str) -> None:
     assert checks.INTERFACE[check](NIC) is None
@@ -185,6 +224,11 @@ def facts(text: str = "", queues: int = 2, **changes: Any) -> Facts:
         replace(NIC, name=name, wanted=wanted.interfaces[name], device=devices[name]) for name in devices
     )
     return Facts(replace(MACHINE, **changes), interfaces, wanted, plan)
+
+
+def router(*chains: str) -> Facts:
+    """Make a machine with a route path and these chains."""
+    return replace(facts(forward_chains=chains), interfaces=(routed(4),))
 
 
 HUGE = "interfaces: {eth1: {}}\npaths: {echo: {reflect: eth1}}\numem: {huge_pages: true}\n"
@@ -216,6 +260,14 @@ MACHINES: list[tuple[str, Facts, str, str]] = [
     ("CPUs", facts(ODD_CPU), "FAIL", "may not use CPU 9"),
     ("irqbalance", facts(irqbalance=True), "WARN", "systemctl disable --now irqbalance"),
     ("irqbalance", replace(facts(irqbalance=True), interfaces=(PAIR,)), "OK", "no interface here"),
+    (
+        "netfilter",
+        router("inet filter forward", "ip nat post"),
+        "WARN",
+        "2 for forwarded packets: inet filter f",
+    ),
+    ("netfilter", router(*map(str, range(5))), "WARN", "0, 1, 2, 3, ...: "),
+    ("netfilter", router(), "OK", "no chain"),
 ]
 
 
@@ -224,6 +276,12 @@ def test_a_check_of_the_machine(check: str, seen: Facts, verdict: str, part: str
     answer = checks_machine.MACHINE[check](seen)
     assert answer is not None
     assert (answer.verdict, part in f"{answer.seen}: {answer.why}: {answer.mend}") == (verdict, True), answer
+
+
+def test_netfilter_is_no_question_without_a_route_path_or_an_answer() -> None:
+    chains = facts(forward_chains=("inet filter forward",))
+    assert checks_machine.MACHINE["netfilter"](chains) is None
+    assert checks_machine.MACHINE["netfilter"](replace(router(), machine=MACHINE)) is None
 
 
 def test_interfaces_of_a_path_with_different_numbers_of_queues() -> None:
