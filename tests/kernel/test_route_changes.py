@@ -6,6 +6,7 @@ Three links: what goes to the anycast addresses arrives at the second or the thi
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -257,6 +258,27 @@ def test_a_next_hop_that_does_not_answer_is_told_by_icmp(
         assert expected in said
         if daemon:
             assert unroutable(daemon, "no_neighbour") >= 1
+
+
+@BY
+@BOTH
+def test_a_next_hop_that_dies_while_packets_flow_is_noticed(
+    net: Wire, roads: Routers, tmp_path: Path, by: By, family: Family
+) -> None:
+    """The kernel asks a neighbour again because it sends there; for what xskd sends it has to be told to."""
+    for setting in ("base_reachable_time_ms=2000", "delay_first_probe_time=1", "retrans_time_ms=100"):
+        roads.sysctl(net.dut, f"net.ipv{family}.neigh.eth2.{setting}")
+    roads.ip(net.dut, family, "neigh", "flush", "dev", "eth2")  # entries have the times they were made with
+    with ways(net, tmp_path, by, family) as (made, _):
+        assert made.leads_to(1)
+        for prefix in (f"{roads.address(1, family)}/{24 if family == 4 else 64}", "fe80::2/64"):
+            net.run(net.hosts[1], "ip", "addr", "del", prefix, "dev", "eth0")
+        expected = "Destination Host Unreachable" if family == 4 else "Address unreachable"
+        command = ("ping", "-n", "-i", "0.5", "-w", "40", ANYCAST[family])
+        with net.popen(net.hosts[0], *command, stdout=subprocess.PIPE) as pinging:
+            assert pinging.stdout
+            assert any(expected.encode() in line for line in pinging.stdout)
+            pinging.kill()
 
 
 @BY

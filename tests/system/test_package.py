@@ -225,6 +225,8 @@ def test_files_are_as_they_should_be(first: tuple[Packaged, str], packages: dict
         "/usr/share/xskd/prometheus/xskd.rules.yaml",
         "/usr/share/doc/xskd/dashboards.md",
         "/usr/share/doc/xskd/copyright",
+        "/usr/share/doc/xskd/examples/filter.yaml",
+        "/usr/share/doc/xskd/examples/router.yaml",
         "/usr/share/doc/xskd/changelog.gz",
     ):
         assert path in shipped
