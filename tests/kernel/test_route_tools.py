@@ -146,9 +146,9 @@ def uploaded(net: Wire, address: str, data: bytes) -> bytes:
     got = bytearray()
     with sender, receiver:
         receiver.settimeout(PATIENCE)
-        sending = threading.Thread(target=lambda: (sender.sendall(data), sender.shutdown(socket.SHUT_WR)))
+        sending = threading.Thread(target=sender.sendall, args=(data,))
         sending.start()
-        while piece := receiver.recv(1 << 16):
+        while len(got) < len(data) and (piece := receiver.recv(1 << 16)):
             got += piece
         sending.join()
     return bytes(got)
