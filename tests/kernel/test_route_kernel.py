@@ -204,11 +204,11 @@ def test_a_ttl_of_1_is_answered_by_the_router(wire: MakeWire, tmp_path: Path, by
 @XSKD
 @pytest.mark.moves("xskd_unroutable_packets", reason="fragmentation_needed")
 def test_what_is_longer_than_the_egress_takes_is_counted(wire: MakeWire, tmp_path: Path, by: By) -> None:
-    """By the MTU of the route, too: that is less than the link's where an operator says so."""
+    """By the MTU of the route, too: a router goes by that where it is locked (IPv4) or always (IPv6)."""
     net = wire()
     with router(net, tmp_path, by) as (roads, daemon):
         for family in (4, 6):
-            words = (ANYCAST_PREFIX[family], *roads.via([1], family), "mtu", "1300")
+            words = (ANYCAST_PREFIX[family], *roads.via([1], family), "mtu", "lock", "1300")
             roads.route(family, "add", *words)
             make = ipv4 if family == 4 else ipv6
             header = 20 if family == 4 else 40
