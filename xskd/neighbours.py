@@ -36,6 +36,9 @@ def refresh(names: Iterable[str]) -> int:
 
     Raises NetlinkError or OSError where the kernel refuses to tell its neighbours.
     """
+    names = tuple(names)
+    if not names:  # nothing routes here
+        return 0
     with IPRoute() as route:
         return sum(_refresh(route, ifindex) for name in names for ifindex in route.link_lookup(ifname=name))
 

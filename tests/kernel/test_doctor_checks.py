@@ -14,6 +14,8 @@ import pytest
 from conftest import Wire
 from daemon import SMALL, connect, running, xskd
 
+from lab import Routers
+
 if TYPE_CHECKING:
     from conftest import MakeWire
 
@@ -154,6 +156,86 @@ def test_a_trap_is_seen_and_what_is_said_mends_it(
     else:  # a key to change
         return
     assert doctor.verdict(subject, check) == "OK"
+
+
+ROUTE = f"interfaces: {{eth1: {{rings: {SMALL}}}, eth2: {{rings: {SMALL}}}}}\npaths: {{lan: {{route: [eth1, eth2]}}}}"
+CHAIN = "add table inet edge; add chain inet edge forward {{ type filter hook forward priority 0; policy {}; }}"
+DROPS, ACCEPTS = CHAIN.format("drop"), CHAIN.format("accept")
+# As TRAPS; those of a router.
+ROUTER_TRAPS = [
+    ("eth1", "forwarding", "FAIL", "sysctl -w net.ipv4.conf.eth1.forwarding=0"),
+    ("eth2", "forwarding", "FAIL", "sysctl -w net.ipv6.conf.all.forwarding=0"),
+    ("eth1", "rp_filter", "WARN", "sysctl -w net.ipv4.conf.eth1.rp_filter=1"),
+    ("eth2", "rp_filter", "WARN", "sysctl -w net.ipv4.conf.all.rp_filter=1"),
+    ("machine", "netfilter", "WARN", f"nft {DROPS}"),
+    ("machine", "netfilter", "WARN", f"nft {ACCEPTS}; add rule inet edge forward tcp dport 25 drop"),
+]
+
+
+@pytest.mark.parametrize(("subject", "check", "verdict", "trap"), ROUTER_TRAPS)
+def test_a_trap_of_a_router_is_seen_and_what_is_said_mends_it(
+    wire: MakeWire, tmp_path: Path, *, subject: str, check: str, verdict: str, trap: str
+) -> None:
+    net = wire()
+    Routers(net)
+    doctor = Doctor(net, tmp_path, ROUTE)
+    assert doctor.verdict(subject, check) == "OK"
+    tool, rest = trap.split(" ", 1)
+    net.run(net.dut, *((tool, rest) if tool == "nft" else trap.split()))
+    found, _, status = doctor.ask()
+    assert found[subject, check]["verdict"] == verdict, found[subject, check]
+    assert status == (4 if verdict == "FAIL" else 0)
+    if tool == "nft":
+        assert "inet edge forward" in found[subject, check]["seen"]
+        net.run(net.dut, "nft", "flush", "ruleset")
+    elif check == "forwarding":
+        net.run(net.dut, *shlex.split(found[subject, check]["mend"]))
+    else:
+        net.run(net.dut, *trap.replace("=1", "=0").split())
+    assert doctor.verdict(subject, check) == "OK"
+
+
+def test_chains_that_let_all_pass_are_no_finding(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire()
+    net.run(net.dut, "nft", f"{ACCEPTS}; add chain inet edge input {{ type filter hook input priority 0; policy drop; }}")
+    assert Doctor(net, tmp_path, ROUTE).verdict("machine", "netfilter") == "OK"
+
+
+def test_a_family_without_addresses_need_not_be_forwarded(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire()
+    roads = Routers(net)
+    roads.forwarding(on=False)
+    roads.sysctl(net.dut, "net.ipv4.ip_forward=1")
+    doctor = Doctor(net, tmp_path, ROUTE)
+    assert doctor.verdict("eth1", "forwarding") == "FAIL"
+    for dev in net.dut_devs:
+        roads.ip(net.dut, 6, "addr", "flush", "dev", dev, "scope", "global")
+    found = doctor.ask()[0]["eth1", "forwarding"]
+    assert (found["verdict"], found["seen"]) == ("OK", "on for IPv4")
+
+
+@pytest.mark.parametrize(
+    ("express", "rules"), [("auto", ""), ("rules", "default: express"), ("rules", "rules: [{verdict: express}]")]
+)
+def test_an_egress_that_takes_no_redirected_packets(
+    wire: MakeWire, tmp_path: Path, express: str, rules: str
+) -> None:
+    net = wire()
+    interfaces = f"interfaces: {{eth1: {{{rules}}}, eth2: {{}}}}"
+    doctor = Doctor(net, tmp_path, f"{interfaces}\npaths: {{wire: {{connect: [eth1, eth2], express: {express}}}}}")
+    assert doctor.verdict("eth2", "express") == "OK"
+    net.run(net.hosts[1], "ethtool", "-K", "eth0", "gro", "off")
+    assert doctor.verdict("eth2", "express") == "WARN"
+    found, fixes, _ = doctor.ask("--fix")
+    assert found["eth2", "express"]["verdict"] == "OK"
+    assert [fix["check"] for fix in fixes if fix["check"] == "express"] == ["express"]
+
+
+def test_without_express_nothing_has_to_take_redirected_packets(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire()
+    assert ("eth1", "express") not in Doctor(net, tmp_path, connect()).ask()[0]
+    off = connect(", express: off", interface="default: express")
+    assert ("eth1", "express") not in Doctor(net, tmp_path, off).ask()[0]
 
 
 def test_an_interface_that_is_missing_and_one_without_carrier(wire: MakeWire, tmp_path: Path) -> None:
