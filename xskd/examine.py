@@ -113,7 +113,14 @@ def _wanted(wanted: Config, plan: Plan, name: str, device: netdev.NetDevice | No
         device=device,
         worker_cpus=frozenset(worker.cpu for worker in workers),
         cpu_nodes=machine.cpu_nodes(),
+        express=any(_says_express(wanted, path, other) for other in path.interfaces),
     )
+
+
+def _says_express(wanted: Config, path: configuration.PathConfig, name: str) -> bool:
+    """May packets that come in by an interface leave past user space?"""
+    rules = wanted.rules_of(name).effective(path.express)
+    return "express" in {rules.default, *(rule.verdict for rule in rules.rules)}
 
 
 # ---- the machine ------------------------------------------------------------------------------------------
