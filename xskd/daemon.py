@@ -30,6 +30,7 @@ from xskd.features import Features
 from xskd.lanes import Lanes
 from xskd.logs import about
 from xskd.machine import Outlook
+from xskd.neighbours import Neighbours
 from xskd.nic import Nics
 from xskd.picture import Pictures
 from xskd.plan import InterfacePlan, Plan, WaitingPath
@@ -116,9 +117,13 @@ class Supervisor:
         self._unsettled: list[tuple[Reload, list[str], list[str]]] = []  # with actions and problems
         self._reloads = Reloads(self._started)
         self._nics = Nics(lambda: self.config.interfaces)
-        self.lanes = Lanes(self.programs, self.crew, self._features)
-        self.crew.captures.changed = self.lanes.review
-        self._pictures = Pictures(self.programs, self.lanes, self._nics)
+        self._neighbours = Neighbours(self._routed)
+
+    def _routed(self) -> list[str]:
+        """The interfaces of paths that route."""
+        return [
+            name for path in self.config.paths.values() if path.kind == "route" for name in path.interfaces
+        ]
 
     async def run(self) -> None:
         """Start, forward, and stop in order when a Stop event comes. StartError if nothing can be started."""
@@ -130,6 +135,7 @@ class Supervisor:
         try:
             await watch.start()
             self._nics.start()
+            self._neighbours.start()
             if not self._first.plan.workers and not self.store.inherited:
                 self._first.plan.insist()
             self.plan = inheritance.take(self.store, self._first.plan, self.programs, self.crew)
@@ -147,6 +153,7 @@ class Supervisor:
             raise
         finally:
             self._nics.close()
+            self._neighbours.close()
             await watch.close()
 
     def act(self, event: Event) -> None:
