@@ -159,7 +159,9 @@ def test_a_trap_is_seen_and_what_is_said_mends_it(
 
 
 ROUTE = f"interfaces: {{eth1: {{rings: {SMALL}}}, eth2: {{rings: {SMALL}}}}}\npaths: {{lan: {{route: [eth1, eth2]}}}}"
-CHAIN = "add table inet edge; add chain inet edge forward {{ type filter hook forward priority 0; policy {}; }}"
+CHAIN = (
+    "add table inet edge; add chain inet edge forward {{ type filter hook forward priority 0; policy {}; }}"
+)
 DROPS, ACCEPTS = CHAIN.format("drop"), CHAIN.format("accept")
 # As TRAPS; those of a router.
 ROUTER_TRAPS = [
@@ -197,7 +199,11 @@ def test_a_trap_of_a_router_is_seen_and_what_is_said_mends_it(
 
 def test_chains_that_let_all_pass_are_no_finding(wire: MakeWire, tmp_path: Path) -> None:
     net = wire()
-    net.run(net.dut, "nft", f"{ACCEPTS}; add chain inet edge input {{ type filter hook input priority 0; policy drop; }}")
+    net.run(
+        net.dut,
+        "nft",
+        f"{ACCEPTS}; add chain inet edge input {{ type filter hook input priority 0; policy drop; }}",
+    )
     assert Doctor(net, tmp_path, ROUTE).verdict("machine", "netfilter") == "OK"
 
 
@@ -215,14 +221,17 @@ def test_a_family_without_addresses_need_not_be_forwarded(wire: MakeWire, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("express", "rules"), [("auto", ""), ("rules", "default: express"), ("rules", "rules: [{verdict: express}]")]
+    ("express", "rules"),
+    [("auto", ""), ("rules", "default: express"), ("rules", "rules: [{verdict: express}]")],
 )
 def test_an_egress_that_takes_no_redirected_packets(
     wire: MakeWire, tmp_path: Path, express: str, rules: str
 ) -> None:
     net = wire()
     interfaces = f"interfaces: {{eth1: {{{rules}}}, eth2: {{}}}}"
-    doctor = Doctor(net, tmp_path, f"{interfaces}\npaths: {{wire: {{connect: [eth1, eth2], express: {express}}}}}")
+    doctor = Doctor(
+        net, tmp_path, f"{interfaces}\npaths: {{wire: {{connect: [eth1, eth2], express: {express}}}}}"
+    )
     assert doctor.verdict("eth2", "express") == "OK"
     net.run(net.hosts[1], "ethtool", "-K", "eth0", "gro", "off")
     assert doctor.verdict("eth2", "express") == "WARN"
