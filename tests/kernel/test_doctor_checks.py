@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import Wire
-from daemon import SMALL, connect, running, xskd
+from daemon import SMALL, connect, paths, running, xskd
 
 from lab import Routers
 
@@ -158,7 +158,7 @@ def test_a_trap_is_seen_and_what_is_said_mends_it(
     assert doctor.verdict(subject, check) == "OK"
 
 
-ROUTE = f"interfaces: {{eth1: {{rings: {SMALL}}}, eth2: {{rings: {SMALL}}}}}\npaths: {{lan: {{route: [eth1, eth2]}}}}"
+ROUTE = paths("lan: {route: [eth1, eth2]}", "eth1", "eth2")
 CHAIN = (
     "add table inet edge; add chain inet edge forward {{ type filter hook forward priority 0; policy {}; }}"
 )
