@@ -117,13 +117,14 @@ class Supervisor:
         self._unsettled: list[tuple[Reload, list[str], list[str]]] = []  # with actions and problems
         self._reloads = Reloads(self._started)
         self._nics = Nics(lambda: self.config.interfaces)
-        self._neighbours = Neighbours(self._routed)
-
-    def _routed(self) -> list[str]:
-        """The interfaces of paths that route."""
-        return [
-            name for path in self.config.paths.values() if path.kind == "route" for name in path.interfaces
-        ]
+        self.lanes = Lanes(self.programs, self.crew, self._features)
+        self.crew.captures.changed = self.lanes.review
+        self._pictures = Pictures(self.programs, self.lanes, self._nics)
+        self._neighbours = Neighbours(
+            lambda: [
+                n for path in self.config.paths.values() if path.kind == "route" for n in path.interfaces
+            ]
+        )
 
     async def run(self) -> None:
         """Start, forward, and stop in order when a Stop event comes. StartError if nothing can be started."""
