@@ -127,6 +127,8 @@ FRAMES: list[tuple[str, str, bytes, str]] = [
 
 
 @XSKD
+@pytest.mark.moves("xskd_xdp_verdicts", verdict="unroutable")
+@pytest.mark.moves("xskd_xdp_verdict_bytes", verdict="unroutable")
 @pytest.mark.moves(
     "xskd_unroutable_packets",
     reason=(

@@ -29,6 +29,7 @@ from xskd.counters import DROPS, PLACES, RINGS, WAKEUP_ERRORS
 from xskd.daemon import Supervisor
 from xskd.endpoint import Endpoint, Scraper
 from xskd.features import Features
+from xskd.maps import UNROUTABLE
 from xskd.metrics import (
     DAEMON_ROWS,
     INTERFACE_ROWS,
@@ -290,6 +291,16 @@ def test_a_rule_is_told_of_by_its_name(supervisor: Supervisor) -> None:
     assert sample(status, "xskd_rules") == {("wire", "eth1"): 1, ("wire", "eth2"): 0}
     assert sample(status, "xskd_unparsed_packets")["wire", "eth1"] == 3
     assert sample(status, "xskd_unroutable_packets") == {("wire", "eth1", "local"): 5}
+
+
+def test_every_reason_that_the_program_has_is_exported(supervisor: Supervisor) -> None:
+    status = supervisor.status()
+    unroutable = {reason: number for number, reason in enumerate(UNROUTABLE, 1)}
+    first = dataclasses.replace(status.interfaces[0], unroutable=unroutable)
+    status = dataclasses.replace(status, interfaces=(first,))
+    expected = {("wire", "eth1", reason): number for reason, number in unroutable.items()}
+    assert sample(status, "xskd_unroutable_packets") == expected
+    assert len(expected) == 20
 
 
 def test_an_express_lane_is_in_one_state(supervisor: Supervisor) -> None:

@@ -20,6 +20,7 @@ from fakes import connect, device, installed, resting
 from prometheus_client.core import Sample
 from prometheus_client.parser import text_string_to_metric_families
 
+from xskd.maps import UNROUTABLE
 from xskd.metrics import TABLE, Row
 from xskd.nic import INTERFACE_STATS
 from xskd.page import page
@@ -200,6 +201,12 @@ EXEMPT_ROWS: list[tuple[str, dict[str, Any], str, str]] = [
         "only a NIC that is too slow, or a bond, has them",
         "test_metrics.py:test_what_a_nic_lost_belongs_to_its_queue_or_to_the_interface",
     ),
+    (
+        "xskd_unroutable_packets",
+        {"reason": ("no_source", "no_metadata", "lookup_failed")},
+        "the program asks for no source, a veth has room for metadata, and what is asked is well-formed",
+        "test_metrics.py:test_every_reason_that_the_program_has_is_exported",
+    ),
 ]
 
 
@@ -231,7 +238,10 @@ def series() -> Iterator[set[Series]]:
     with pytest.MonkeyPatch.context() as patch, installed(patch):
         status = resting(connect(), device("eth1"), device("eth2")).status()
         lost = dict.fromkeys(INTERFACE_STATS, 0)  # nobody has asked the kernel yet
-        interfaces = tuple(replace(interface, rx_dropped=lost) for interface in status.interfaces)
+        left = dict.fromkeys(UNROUTABLE, 0)  # of paths that route
+        interfaces = tuple(
+            replace(interface, rx_dropped=lost, unroutable=left) for interface in status.interfaces
+        )
         text = page(replace(status, interfaces=interfaces))
         families = {family.name: family for family in text_string_to_metric_families(text)}
         yield {series for row in TABLE for series in of_row(row, families[row.name].samples)}
