@@ -11,7 +11,7 @@ TESTS = [(program, name) for program in PROGRAMS for name in names_in(program)]
 
 def run(program: str, variant: str, argument: str) -> "subprocess.CompletedProcess[str]":
     command = [str(compiled(program, variant)), argument]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
