@@ -38,6 +38,11 @@ interfaces: {{eth1: {{}}, eth2: {{}}}}
 paths: {{wire: {{connect: [eth1, eth2]}}}}
 metrics: {{listen: "{METRICS}"}}
 """
+# Rules and a path that routes have panels of their own.
+ALL = CONFIG.replace(
+    "interfaces: {eth1: {}",
+    "interfaces: {eth3: {}, eth4: {}, eth1: {rules: [{name: pings, protocol: icmp, verdict: redirect}]}",
+).replace("paths: {", "paths: {lan: {route: [eth3, eth4]}, ")
 SCRAPE = f"""\
 global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
 rule_files: ["{RULES}", "{ALERTS}"]
@@ -154,14 +159,14 @@ def watching(directory: Path, config: str = CONFIG) -> Iterator[Watched]:
         pytest.skip("needs root: makes network namespaces, runs xskd")
     if absent := [tool for tool in ("prometheus", "promtool") if shutil.which(tool) is None]:
         pytest.skip(f"needs {', '.join(absent)} (package prometheus)")
-    with Topology("xskd-system", queues=QUEUES) as lab:
+    with Topology("xskd-system", queues=QUEUES, links=4 if config == ALL else 2) as lab:
         yield Watched(lab, directory, config)
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A pair that has been looking at each other long enough for rates, and has seen a worker die."""
-    with watching(tmp_path_factory.mktemp("watched")) as made:
+    with watching(tmp_path_factory.mktemp("watched"), ALL) as made:
         os.kill(made.busy()["pid"], signal.SIGKILL)
         assert eventually(lambda: made.scrapes() >= SCRAPES, FIRST_SCRAPE), "Prometheus has seen too little"
         yield made
@@ -193,7 +198,8 @@ def test_every_query_of_every_panel_returns_data(watched: Watched, how_many: str
     one = {"instance": METRICS, "path": "wire", "queue": str(watched.queue)}
     empty = []
     for query in queries():
-        asked = query.filled(RATE_INTERVAL, one if how_many == "one" else {})
+        path = {"path": "lan"} if "unroutable" in query.expr else {}
+        asked = query.filled(RATE_INTERVAL, one | path if how_many == "one" else {})
         answer = watched.api("query", query=asked)["result"]
         if not any(math.isfinite(float(series["value"][1])) for series in answer):
             empty.append(f"{query.panel}: {query.expr}")
@@ -235,8 +241,8 @@ def test_every_variable_offers_something(watched: Watched) -> None:
     }
     assert offered == {
         "instance": {METRICS},
-        "path": {"wire"},
-        "interface": {"eth1", "eth2"},
+        "path": {"lan", "wire"},
+        "interface": {"eth1", "eth2", "eth3", "eth4"},
         "queue": {str(number) for number in range(QUEUES)},
     }
 
