@@ -66,7 +66,8 @@ def test_check_prints_which_process_gets_what(wire: MakeWire, tmp_path: Path) ->
     for queue, cpu in ((0, 1), (1, 0)):
         ports = f"eth1:{queue} auto, eth2:{queue} auto"
         assert f"wire/{queue} connect {ports} adaptive {cpu} {frames} x 4096 24 MiB" in rows
-    unserved = "XDP program auto, 2 queues; packets of a queue without a worker: drop; 0 rules, default redirect"
+    unserved = "XDP program auto, 2 queues; packets of a queue without a worker: drop"
+    unserved += "; 0 rules, default redirect"
     assert f"eth1: {unserved}" in rows
     assert f"eth2: {unserved}" in rows
     assert "metrics: http://127.0.0.1:9478/metrics; control socket: /tmp/c.sock" in rows
