@@ -25,6 +25,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 from xskd.features import Features, read_features
 
 IFF_UP = 1  # linux/if.h
+RTM_F_FIB_MATCH = 0x2000  # linux/rtnetlink.h: answer with the route, not with the way of a packet
+# Addresses that nobody announces (class E, documentation), and how long the prefix of a route may be that
+# leads there and still means "everything else": one half of IPv4, all global unicast of IPv6.
+ANYWHERE = {socket.AF_INET: ("240.0.0.1", 1), socket.AF_INET6: ("3fff::1", 3)}
+# What a lookup answers where no route leads, or one that says no (blackhole, prohibit, unreachable).
+NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT})
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,18 @@ def _channels(name: str, link: Any, ethtool: Any) -> tuple[int, int]:
 
 
 def _default_route_ifindexes(route: Any) -> Iterator[int]:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for default in route.get_default_routes(family=family):
-            for hop in default.get("multipath") or [default]:
-                yield hop.get("oif")
+    """Where packets to anywhere go. A lookup, never a dump: a router may have a million routes."""
+    for family, (address, longest) in ANYWHERE.items():
+        try:
+            answers = route.route("get", family=family, dst=address, flags=RTM_F_FIB_MATCH)
+        except NetlinkError as error:
+            if error.code not in NO_ROUTE:
+                raise
+            continue
+        for default in answers:
+            if default["dst_len"] <= longest:
+                for hop in default.get("multipath") or [default]:
+                    yield hop.get("oif")
 
 
 def _xdp_prog_id(link: Any) -> int | None:

@@ -139,6 +139,47 @@ def test_default_routes_of_both_families_and_with_several_hops(netns: str) -> No
 
 
 @needs_root
+def test_routes_that_mean_everything_else_and_those_that_say_no(netns: str) -> None:
+    ip(
+        netns,
+        "link add d0 type veth peer name d1",
+        "link set d0 up",
+        "link set d1 up",
+        "addr add 10.9.0.1/24 dev d0",
+    )
+    ip(netns, "route add 0.0.0.0/1 via 10.9.0.2", "route add 128.0.0.0/1 via 10.9.0.2")
+    assert facts(netns, "d0")["d0"]["default_route"]
+    ip(netns, "route del 128.0.0.0/1", "route add 240.0.0.0/8 via 10.9.0.2", "route add blackhole default")
+    assert not facts(netns, "d0")["d0"]["default_route"]
+    ip(netns, "route add 2000::/3 dev d0")
+    assert facts(netns, "d0")["d0"]["default_route"]
+
+
+@needs_root
+def test_a_long_routing_table_is_not_read(netns: str) -> None:
+    """50,000 routes as Python objects would take some hundred MiB, and the daemon asks again and again."""
+
+    def memory() -> int:
+        child = (
+            "import resource; from xskd.netdev import read_devices; read_devices(['d0']);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        command = ("ip", "netns", "exec", netns, sys.executable, "-c", child)
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    ip(
+        netns,
+        "link add d0 type veth peer name d1",
+        "link set d0 up",
+        "link set d1 up",
+        "addr add 10.9.0.1/24 dev d0",
+    )
+    before = memory()
+    ip(netns, *(f"route add 20.{number >> 8}.{number & 255}.0/24 dev d0" for number in range(50_000)))
+    assert memory() < before + 8 * 1024  # KiB
+
+
+@needs_root
 def test_an_attached_program(netns: str) -> None:
     ip(netns, "link add v0 type veth peer name v1")
     found = facts(netns, "v0,v1", "v0")
