@@ -152,7 +152,7 @@ RULES = RuleSet((Rule("dns", "drop", protocol=((17, 17),)),))
         ({"rules": RuleSet(default="drop")}, "0 rules, default drop"),
         (
             {"rules": RuleSet(limit=Limit(1000)), "shares": 2},
-            "0 rules, default redirect, path 1000 packets/s, burst 20 ms",
+            "0 rules, default redirect, path 1000 packets/s, burst 50 ms",
         ),
         ({"shares": 3}, "limits shared by 3 queues"),
         ({"mac": "02:00:00:00:00:09"}, "MAC address 02:00:00:00:00:09"),

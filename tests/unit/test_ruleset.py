@@ -82,7 +82,7 @@ def test_names_limits_and_labels() -> None:
         path="connect: [eth1, eth2], limit: {bits_per_second: 1000000, burst: 5}",
     )
     assert rules.labels == ("dns", "2", "default")
-    assert rules.rules[0].limit == Limit(10, None, 20)
+    assert rules.rules[0].limit == Limit(10, None, 50)
     assert rules.limit == Limit(None, 1_000_000, 5)
     assert rules.limit.text == "1000000 bits/s, burst 5 ms"
     assert rules.default == "drop"
