@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -144,6 +144,33 @@ def _ready(socket: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Look:
+    """Three counters, each with the time at which it had been read: together that takes some time."""
+
+    counts: tuple[int, ...]
+    times: tuple[float, ...]
+
+    def rates(self, then: Look) -> tuple[float, ...]:
+        """Return packets a second from this look to a later one."""
+        each = zip(self.counts, then.counts, self.times, then.times, strict=True)
+        return tuple((after - before) / (end - start) for before, after, start, end in each)
+
+
+def _look(lab: Topology, socket: Path) -> Look:
+    """Read what has arrived at the far end, what has reached the program, and what it has let through."""
+    counts, times = [], []
+    reads: tuple[Callable[[], int], ...] = (
+        lambda: lab.counters(lab.hosts[1], "eth0").rx_packets,
+        lambda: lab.counters(lab.dut, "eth1").rx_packets,
+        lambda: verdicts(socket, "redirected"),
+    )
+    for read in reads:
+        counts.append(read())
+        times.append(time.monotonic())
+    return Look(tuple(counts), tuple(times))
+
+
 def accuracy(limit: Limit, queues: int, seconds: float, number: int) -> Accuracy:
     """Offer far more than the limit, count what comes through."""
     key = {limit.key: limit.rate}
@@ -157,23 +184,20 @@ def accuracy(limit: Limit, queues: int, seconds: float, number: int) -> Accuracy
             open_flows(lab)
         flood(lab, load)
         time.sleep(_WARM_UP)
-        first, start = Usage.now(), time.monotonic()
-        passed, offered, let = *_counted(lab), verdicts(socket, "redirected")
+        first, start = Usage.now(), _look(lab, socket)
         time.sleep(seconds)
-        passed_then, offered_then, let_then = *_counted(lab), verdicts(socket, "redirected")
-        end, last = time.monotonic(), Usage.now()
-        strangers = _strangers(lab, first, last, end - start)
-    took = end - start
-    through = (passed_then - passed) / took
+        end, last = _look(lab, socket), Usage.now()
+        strangers = _strangers(lab, first, last, seconds)
+    through, offered, let = start.rates(end)
     return Accuracy(
         round=number,
         contender="xskd",
         limit=limit.text,
         queues=queues,
         passed=through,
-        offered=(offered_then - offered) / took,
+        offered=offered,
         ratio=through * limit.unit / limit.rate,
-        let_through=(let_then - let) / took * limit.unit / limit.rate,
+        let_through=let * limit.unit / limit.rate,
         strangers=strangers,
         speed_before=before,
         speed_after=machine.speed(),
