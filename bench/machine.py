@@ -99,7 +99,10 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Usage:
-    """Everybody's CPU seconds at one moment: of each process (with its parent), and of the machine."""
+    """Everybody's CPU seconds at one moment: of each process (with its parent), and of the machine.
+
+    Without softirqs, which this kernel counts to no process: they are its work for us, as its threads' is.
+    """
 
     processes: dict[int, tuple[int, Cpu]]
     busy: float
@@ -117,10 +120,10 @@ class Usage:
                 fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
                 cpu = Cpu(int(fields[11]) / _TICK, int(fields[12]) / _TICK)
                 processes[int(entry)] = int(fields[1]), cpu
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+        user, nice, system, _idle, _iowait, irq, _softirq, steal = map(
             int, Path("/proc/stat").read_text().split()[1:9]
         )
-        return cls(processes, (user + nice + system + irq + softirq + steal) / _TICK)
+        return cls(processes, (user + nice + system + irq + steal) / _TICK)
 
     def of(self, pids: set[int]) -> Cpu:
         """Sum up some processes."""
