@@ -189,7 +189,7 @@ def test_limits_are_costs_of_one_queues_share() -> None:
     assert own.packet_cost == 4 * 1_000_000 << 16  # 4 ms of a queue's time
     assert own.byte_cost == 4 * 1_000 << 16
     assert own.depth == 100_000_000 << 16
-    assert (path.packet_cost, path.byte_cost, path.depth) == (8_000 << 16, 0, 20_000_000 << 16)
+    assert (path.packet_cost, path.byte_cost, path.depth) == (8_000 << 16, 0, 50_000_000 << 16)
 
 
 def test_limits_of_rules_have_numbers_of_their_own_and_an_end() -> None:
