@@ -1,4 +1,8 @@
-"""What all tests share: --no-unexpected-skips, which makes a skip that nobody foresaw fail the run.
+"""What all tests share: how often to try, and which skips are expected.
+
+Tests that try something again and again ask `times` how often: a bounded number in every run, so that all of
+them end in time, the whole of it with --long (scripts/faults). --no-unexpected-skips makes a skip that nobody
+foresaw fail the run.
 
 A skip says what is missing. On a machine that scripts/setup has prepared, only what no package can bring may
 be missing; those reasons are listed here, each with why it cannot be had.
@@ -6,7 +10,7 @@ be missing; those reasons are listed here, each with why it cannot be had.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -17,10 +21,29 @@ EXPECTED_SKIPS = (
 )
 
 
+LONG_SECONDS = 7200  # what a test may take with --long
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="try everything as often as docs/reliability.md says"
+    )
     parser.addoption(
         "--no-unexpected-skips", action="store_true", help="fail if a test is skipped for an unknown reason"
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--long") and config.getoption("timeout") is None:
+        config.option.timeout = LONG_SECONDS
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """Say how often to try: the first number in every run, the second with --long."""
+    long = request.config.getoption("--long")
+    return lambda short, whole: whole if long else short
 
 
 @pytest.hookimpl(trylast=True)
