@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from xskd.xsk import Rings, Socket, Umem
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
 
-WORKER_CYCLES, DAEMON_CYCLES = 1_000, 6
+DAEMON_CYCLES = 6
 LANES = 8  # queues at work at once: a close waits long for the kernel, and does nothing meanwhile
 TINY = Rings(fill=64, rx=64, tx=64, completion=64)
 
@@ -134,18 +135,18 @@ def test_killed_altogether_it_leaves_nothing_and_can_be_started_again(wire: Make
     assert began < starts[0] < starts[1] < time.time()
 
 
-def test_a_thousand_cycles_of_a_worker_leak_nothing(wire: MakeWire) -> None:
-    net = wire(queues=LANES)
+def test_a_thousand_cycles_of_a_worker_leak_nothing(wire: MakeWire, times: Callable[[int, int], int]) -> None:
+    net, count = wire(queues=LANES), times(200, 1_000)
     began = time.monotonic()
 
     def cycles(count: int) -> int:
         with ThreadPoolExecutor(LANES) as lanes:
             return sum(lanes.map(lambda queue: worker_cycles(net, queue, count // LANES), range(LANES)))
 
-    cycles(200)  # until allocators and caches have what they want
+    cycles(100)  # until allocators and caches have what they want
     before = holdings()
-    retries = cycles(WORKER_CYCLES)
-    print(f"{WORKER_CYCLES} cycles: {time.monotonic() - began:.0f} s, EBUSY {retries} times")
+    retries = cycles(count)
+    print(f"{count} cycles: {time.monotonic() - began:.0f} s, EBUSY {retries} times")
     assert_nothing_grew(before)
 
 
@@ -166,8 +167,8 @@ def worker_cycles(net: Wire, queue: int, count: int) -> int:
     return retries
 
 
-def test_attaching_and_detaching_leaks_nothing(wire: MakeWire) -> None:
-    net = wire(links=1)
+def test_attaching_and_detaching_leaks_nothing(wire: MakeWire, times: Callable[[int, int], int]) -> None:
+    net, count = wire(links=1), times(40, 100)
 
     def cycles(count: int) -> None:
         with entered(net.dut):
@@ -177,7 +178,7 @@ def test_attaching_and_detaching_leaks_nothing(wire: MakeWire) -> None:
 
     cycles(20)
     before = holdings()
-    cycles(100)
+    cycles(count)
     assert_nothing_grew(before)
     assert '"xdp"' not in net.run(net.dut, "ip", "-j", "link", "show").stdout
 

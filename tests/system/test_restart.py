@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from booted import QUEUES, Machine, booted, eventually
 from stream import Stream
 
 RATE = 20_000  # packets a second
-RESTARTS = 100
 UP = f"1 path, {QUEUES} queues forwarding, copy mode"
 GAP = re.compile(
     r"took over after ([\d.]+) ms without a worker: .* (\d+) frames quarantined(, \d+ packets lost)?"
@@ -99,16 +98,19 @@ def test_a_restart_under_load_loses_nothing_the_kernel_did_not_count(machine: Ma
 
 
 @pytest.mark.timeout(400)
-def test_a_hundred_restarts_under_load_leak_nothing(machine: Machine) -> None:
+def test_a_hundred_restarts_under_load_leak_nothing(
+    machine: Machine, times: Callable[[int, int], int]
+) -> None:
+    restarts = times(20, 100)
     machine.systemctl("restart")  # what a first restart adds is no leak
     before = bpf_objects(machine), everybodys_programs(machine), descriptors(machine)
     stored = machine.show("NFileDescriptorStore")
     began = time.monotonic()
     with Stream(machine.lab, RATE) as stream:
-        for _ in range(RESTARTS):
+        for _ in range(restarts):
             machine.systemctl("restart")
-    print(f"{RESTARTS} restarts in {time.monotonic() - began:.0f} s")
-    account(machine, stream, f"{RESTARTS} restarts")
+    print(f"{restarts} restarts in {time.monotonic() - began:.0f} s")
+    account(machine, stream, f"{restarts} restarts")
     assert (bpf_objects(machine), everybodys_programs(machine), descriptors(machine)) == before
     assert machine.show("NFileDescriptorStore") == stored
     assert len(machine.processes()) == 1 + QUEUES
