@@ -51,6 +51,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not session.config.getoption("--no-unexpected-skips") or exitstatus != pytest.ExitCode.OK:
         return
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is None:  # one process of several, which reports to the one that has it
+        return
     skipped: Sequence[pytest.TestReport] = reporter.stats.get("skipped", ())
     for report in skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -1,6 +1,7 @@
 """Compiles the native programs: a test or benchmark, the fake kernel and the data plane."""
 
 import functools
+import os
 import re
 import runpy
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-BUILD = HERE / "build"
+# Each of several processes that run tests has its own: one must not replace what another executes.
+BUILD = HERE / "build" / os.environ.get("PYTEST_XDIST_WORKER", "")
 # As xskd itself is compiled.
 OPTIMISE: list[str] = runpy.run_path(str(CSRC / "build.py"))["OPTIMISE"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
