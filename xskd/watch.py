@@ -4,6 +4,10 @@ A nudge to look, not news: what a message says is not even read, because whoever
 and must cope with messages that were lost. So nothing here can misunderstand one, an overflow is a nudge
 like any other, and every POLL_SECONDS there is one for nothing.
 
+It waits until it has been quiet for a moment: a change is often made by several commands (`ethtool -L` at
+both interfaces of a path), and whoever looks in between sees two that do not fit each other. It does not wait
+for long: a link that flaps is never quiet, and must not hide what else happens.
+
 Plain netlink sockets and add_reader rather than pyroute2's AsyncIPRoute: that parses each message, queues
 without a limit, and its socket is of no more use after an ENOBUFS. This module must never block the loop,
 never end by itself, and never ask for a right.
@@ -26,7 +30,8 @@ from xskd.errors import XskdError
 # (linux/ethtool_netlink.h), netdev of what a device can do for XDP (linux/netdev.h).
 FAMILIES = {"ethtool": "monitor", "netdev": "mgmt"}
 RTNLGRP_LINK = 1  # linux/rtnetlink.h: links come, go and change; no addresses, neighbours or statistics
-QUIET_SECONDS = 0.05  # what comes in bursts (a switch of 48 ports) is one change
+QUIET_SECONDS = 0.1  # what comes in bursts (a switch of 48 ports, two commands) is one change
+PATIENCE_SECONDS = 0.5  # for a burst that does not end
 POLL_SECONDS = 5.0  # for what no message tells, and for messages that were lost
 REOPEN_SECONDS = 1.0
 
@@ -36,8 +41,9 @@ class LinkWatch:
 
     Soon after any link of the network namespace in which it was started has appeared, vanished, was renamed,
     went up or down, got or lost carrier, or changed its MTU, its XDP program, its XDP features or its number
-    of queues; every POLL_SECONDS even if not; and sometimes for less. Of a program that comes or goes by a
-    bpf_link the kernel tells nobody: that, and what a driver keeps to itself, is seen by the poll.
+    of queues: when that is QUIET_SECONDS ago, or PATIENCE_SECONDS after the first of changes without a pause.
+    Every POLL_SECONDS even if not, and sometimes for less. Of a program that comes or goes by a bpf_link the
+    kernel tells nobody: that, and what a driver keeps to itself, is seen by the poll.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -45,6 +51,7 @@ class LinkWatch:
         self._groups: list[int] = []  # of generic netlink
         self._sockets: list[socket.socket] = []
         self._soon: asyncio.TimerHandle | None = None
+        self._at_the_latest = 0.0  # while there is a timer for `_soon`, in the loop's time
         self._later: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -83,20 +90,27 @@ class LinkWatch:
 
     def _read(self, sock: socket.socket) -> None:
         """Empty a socket; what is dead makes room for new ones at the next poll, which is soon then."""
+        heard = False
         try:
             while sock.recv(1):  # the rest of a message is thrown away
-                self._note()
+                heard = True
         except BlockingIOError:
             pass
         except OSError as error:
-            self._note()
+            heard = True
             if error.errno != errno.ENOBUFS:  # that one has cost messages and nothing else
                 self._shut()
                 self._poll_in(REOPEN_SECONDS)
+        if heard:
+            self._note()
 
     def _note(self) -> None:
+        loop = asyncio.get_running_loop()
         if self._soon is None:
-            self._soon = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._tell)
+            self._at_the_latest = loop.time() + PATIENCE_SECONDS
+        else:
+            self._soon.cancel()
+        self._soon = loop.call_at(min(loop.time() + QUIET_SECONDS, self._at_the_latest), self._tell)
 
     def _tell(self) -> None:
         self._soon = None

@@ -297,7 +297,10 @@ def test_a_worker_whose_queue_vanishes_waits_for_it_and_goes_on_counting(
             time.sleep(0.1)
         with without_successors(daemon):  # while a socket has it, the kernel keeps a queue
             os.kill(workers["wire/1"], signal.SIGKILL)
+            assert net.eventually(lambda: daemon.worker("wire/1")["state"] == "backoff")
+            os.kill(daemon.pid, signal.SIGSTOP)  # it is to see both ends with one queue, however long that takes
             set_queues(net, 1)
+            os.kill(daemon.pid, signal.SIGCONT)
             assert net.eventually(lambda: daemon.worker("wire/1")["state"] == "waiting")
         assert daemon.worker("wire/1")["last_error"] == "its queue is not there any more"
         assert daemon.status()["text"].endswith("; not forwarding: wire/1 (waiting)")
