@@ -109,7 +109,8 @@ class Supervisor:
         self.config_error: str | None = None  # why the file is not what runs
         self._first = outlook
         self._stopping = False
-        self._started = time.time()
+        self._started = time.time()  # to be told; nothing waits by a clock that somebody may set
+        self._began = time.monotonic()
         self._watchdog = notify.watchdog_interval()
         self._told = self._saved = ""
         self._looking = self._look_again = False
@@ -380,7 +381,7 @@ class Supervisor:
         logs.flush()
         if self._watchdog is not None and well:
             notify.watchdog()
-        if not self.ready and time.time() - self._started < EXTEND_SECONDS:
+        if not self.ready and time.monotonic() - self._began < EXTEND_SECONDS:
             notify.extend(CARRIER_SECONDS)
 
     def _consider_ready(self) -> None:
@@ -400,7 +401,7 @@ class Supervisor:
 
     def _waits_for_carrier(self) -> bool:
         """A NIC may reset its link when a program is attached; packets flow when the carrier is back."""
-        if time.time() - self._started > CARRIER_SECONDS:
+        if time.monotonic() - self._began > CARRIER_SECONDS:
             return False
         devices = [self.devices.get(name) for name in self._carriers]
         return self._looking or any(device and not device.carrier for device in devices)
