@@ -298,7 +298,7 @@ def test_a_worker_whose_queue_vanishes_waits_for_it_and_goes_on_counting(
         with without_successors(daemon):  # while a socket has it, the kernel keeps a queue
             os.kill(workers["wire/1"], signal.SIGKILL)
             assert net.eventually(lambda: daemon.worker("wire/1")["state"] == "backoff")
-            os.kill(daemon.pid, signal.SIGSTOP)  # it is to see both ends with one queue, however long that takes
+            os.kill(daemon.pid, signal.SIGSTOP)  # it sees both ends with one queue
             set_queues(net, 1)
             os.kill(daemon.pid, signal.SIGCONT)
             assert net.eventually(lambda: daemon.worker("wire/1")["state"] == "waiting")
