@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xskd.errors import ConfigError, XskdError
+from xskd.listening import Listener
 from xskd.status import DaemonStatus
 from xskd.tap import MAX_RINGS
 
@@ -75,7 +76,7 @@ class ControlServer:
         self.path, self._status, self._reload = path, status, reload
         self._captures, self._group = captures, group
         self._clients = 0
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
 
     async def start(self) -> None:
         """Begin to listen, over a socket file that a dead daemon may have left."""
@@ -89,7 +90,7 @@ class ControlServer:
             raise XskdError(
                 f"control socket {self.path}: {error.strerror}; see key control.socket"
             ) from error
-        self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=MAX_REQUEST)
+        self._server = Listener(listening, self._serve, MAX_REQUEST)
 
     async def close(self) -> None:
         """Stop listening and remove the file."""

@@ -14,6 +14,7 @@ import concurrent.futures
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -27,6 +28,8 @@ from xskd.status import DaemonStatus
 
 SCRAPE_TIMEOUT = 5.0  # seconds for the supervisor's loop to answer; Prometheus itself waits 10
 CLIENT_TIMEOUT = 10.0  # seconds for a client to say what it wants, and to take each part of the answer
+
+PAUSE_SECONDS = 0.5  # without a descriptor for a connection, before the next try
 
 
 class Scraper:
@@ -50,7 +53,7 @@ class Scraper:
             if answer.set_running_or_notify_cancel():
                 try:
                     answer.set_result(self._status())
-                except XskdError as error:
+                except Exception as error:  # whatever it is, somebody waits for it
                     answer.set_exception(error)
 
         self._loop.call_soon_threadsafe(take)
@@ -74,7 +77,7 @@ class Endpoint:
     ) -> None:
         host, port = listen
         self._scraper = Scraper(loop, status)
-        server = _Server6 if _is_ipv6(host, port) else ThreadingWSGIServer
+        server = _Server6 if _is_ipv6(host, port) else _Server
         self._server = make_server(host, port, self._answer, server, _Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -90,7 +93,7 @@ class Endpoint:
             return [b"the metrics are at /metrics\n"]
         try:
             body = self._scraper.page()
-        except (TimeoutError, XskdError) as error:
+        except (OSError, XskdError) as error:  # TimeoutError is one of them
             begin("503 Service Unavailable", [("Content-Type", "text/plain")])
             return [f"xskd does not answer: {error or 'its loop is stuck'}\n".encode()]
         begin("200 OK", [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4), ("Content-Length", str(len(body)))])
@@ -105,7 +108,17 @@ class Endpoint:
         self._server.server_close()
 
 
-class _Server6(ThreadingWSGIServer):
+class _Server(ThreadingWSGIServer):
+    def get_request(self) -> Any:
+        """Take a connection. Without a descriptor the select before this is over at once: wait here."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(PAUSE_SECONDS)
+            raise
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
