@@ -161,7 +161,7 @@ def open_lanes_to(maps: dict[str, int], ports: Sequence[int]) -> None:
 
 def tallies(descriptor: int, kind: str, first: int, count: int) -> list[tuple[int, ...]]:
     """Entries of a per-CPU map of structs of u64, each summed over all CPUs. Raises XdpError."""
-    cpus, words = lib.libbpf_num_possible_cpus(), ffi.sizeof(kind) // 8
+    cpus, words = _possible_cpus(), ffi.sizeof(kind) // 8
     start = ffi.new("uint32_t *", first - 1) if first else ffi.NULL  # the batch begins behind it
     keys, values = ffi.new("uint32_t[]", count), ffi.new("uint64_t[]", count * cpus * words)
     got, behind = ffi.new("uint32_t *", count), ffi.new("uint32_t *")
@@ -176,10 +176,18 @@ def tallies(descriptor: int, kind: str, first: int, count: int) -> list[tuple[in
     ]
 
 
+def _possible_cpus() -> int:
+    """How many values an entry of a per-CPU map has. libbpf reads it once. Raises XdpError."""
+    cpus = int(lib.libbpf_num_possible_cpus())
+    if cpus < 0:
+        raise libbpf_error("open", -cpus, detail="/sys/devices/system/cpu/possible")
+    return cpus
+
+
 def clear(descriptor: int, kind: str, first: int, count: int, *, per_cpu: bool) -> None:
     """Set entries to zero. Raises XdpError."""
     keys = ffi.new("uint32_t[]", list(range(first, first + count)))
-    size = ffi.sizeof(kind) * (lib.libbpf_num_possible_cpus() if per_cpu else 1)
+    size = ffi.sizeof(kind) * (_possible_cpus() if per_cpu else 1)
     got = ffi.new("uint32_t *", count)
     result = lib.bpf_map_update_batch(descriptor, keys, ffi.new("char[]", count * size), got, ffi.NULL)
     if result < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +18,32 @@ from xskd.machine import Outlook
 from xskd.plan import Plan
 from xskd.store import Store
 
+LEAST_DESCRIPTORS = 64  # one path of two interfaces with one queue takes about 50
+
 log = logging.getLogger("xskd")
 
 
 def run(file: Path) -> None:
     """Run what the file says until a signal ends it. Raises XskdError if it cannot be started."""
+    _take_descriptors()
     store = Store()
     outlook, refused = _outlook(file, store)  # before there is an event loop: pyroute2 makes one of its own
     logs.set_up(outlook.plan.log_level)
     for line in refused.splitlines():
         log.error("%s", line)
     asyncio.run(_serve(outlook, refused, file, store))
+
+
+def _take_descriptors() -> None:
+    """As many as we may have. XskdError if those are too few to say of anything what it lacks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:  # workers inherit it, and open nothing
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < LEAST_DESCRIPTORS:
+        raise XskdError(
+            f"no more than {hard} files may be open (RLIMIT_NOFILE), and the least that a daemon takes is "
+            f"{LEAST_DESCRIPTORS}; see LimitNOFILE= of its unit, or `ulimit -n`"
+        )
 
 
 async def _serve(outlook: Outlook, refused: str, file: Path, store: Store) -> None:

@@ -35,13 +35,18 @@ class Peer:
         self.link.setblocking(False)
         self.error: str | None = None  # what it said of its failure
         self.order: object = None  # the capture it was told of, see captures.py
+        self._pid = _pid_of(pidfd)
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None once it is gone."""
-        text = Path(f"/proc/self/fdinfo/{self.pidfd}").read_text(encoding="ascii")
-        found = re.search(r"^Pid:\s+(\d+)$", text, re.MULTILINE)
-        return int(found[1]) if found else None
+        """Its process id, None once it is gone, or if it was never known. Needs no descriptor."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:  # it is there
+            pass
+        return self._pid
 
     def receive(self) -> tuple[list[channel.Message], bool]:
         """The messages that have arrived, and whether more can come. Never waits."""
@@ -103,6 +108,7 @@ class WorkerProcess(Peer):
             with theirs:
                 self._process = _start(theirs.fileno())
             super().__init__(link, os.pidfd_open(self._process.pid), plan)
+            self._pid = self._process.pid
             channel.send(link, {"plan": plan.to_json(), "adopt": adopt}, descriptors)
         except BaseException:
             link.close()  # which is the end of what may have been started
@@ -127,6 +133,15 @@ class WorkerProcess(Peer):
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+def _pid_of(pidfd: int) -> int | None:
+    """The id of a process; None where the kernel does not say, without /proc for one."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
+        if found := re.search(r"^Pid:\s+(\d+)$", text, re.MULTILINE):
+            return int(found[1])
+    return None
 
 
 def _start(descriptor: int) -> subprocess.Popen[bytes]:

@@ -63,16 +63,15 @@ class Store:
         self.drop(name)
         if not self.active:
             return
-        inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with inside, outside:
-            try:
+        try:
+            inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with inside, outside:
                 message = json.dumps(list(descriptors)).encode()
                 socket.send_fds(outside, [message], list(descriptors.values()))
-            except OSError as error:
-                log.error("%s cannot be stored, so a restart will start it anew: %s", name, error)
-                return
-            # Nobody writes to it any more; systemd would take that for a reason to throw it away.
-            notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[inside.fileno()])
+                # Nobody writes to it any more; systemd would take that for a reason to throw it away.
+                notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[inside.fileno()])
+        except OSError as error:
+            log.error("%s cannot be stored, so a restart will start it anew: %s", name, error)
 
     def take(self, name: str) -> dict[str, int] | None:
         """Copies of a set that was handed down, the caller's from now on; None if there is none.

@@ -431,7 +431,8 @@ def make_socket(interface: str, queue: int, rings: Rings, frame_size: int) -> so
     try:
         made = socket.socket(lib.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     except OSError as error:
-        hint = "this needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS"
+        short = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+        hint = "" if short else "this needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS"
         raise XskError(
             "socket(AF_XDP)", interface=interface, queue=queue, errno=error.errno, hint=hint
         ) from error
