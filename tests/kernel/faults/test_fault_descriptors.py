@@ -1,0 +1,115 @@
+"""No file descriptor left: at the start, and later for a scrape, a question, a reload, a successor.
+
+What forwards goes on, and nobody spins, fills the log or ends for it. As soon as there are descriptors again
+everything is done that could not be.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accounts import RATE, config
+from daemon import METRICS, SMALL, Daemon, Stream, cpu_seconds, running, started
+from test_daemon_reload import forwards
+
+from lab.figures import figure
+
+if TYPE_CHECKING:
+    from conftest import MakeWire
+
+Times = Callable[[int, int], int]
+TEXT = config(f"rings: {SMALL}")
+SCRAPE = f"import urllib.request; urllib.request.urlopen('http://{METRICS}/metrics', timeout=30).read()"
+
+
+@contextmanager
+def no_descriptors(daemon: Daemon) -> Iterator[None]:
+    """Let a daemon open nothing more; what it has open stays so."""
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_no_descriptors_while_it_runs(wire: MakeWire, tmp_path: Path, times: Times) -> None:
+    net, seconds = wire(links=4), times(2, 30)
+    few = ("prlimit", "--nofile=64:2000")  # as a shell's limit is: too few for many queues
+    with running(net, tmp_path, TEXT, prefix=few) as daemon:
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE) == (2000, 2000)
+        workers, lines = daemon.workers(), daemon.log.count("\n")
+        with Stream(net, rate=RATE) as other:
+            with no_descriptors(daemon):
+                began, spent = time.monotonic(), cpu_seconds(daemon.pid)
+                scrape = net.popen(net.dut, sys.executable, "-c", SCRAPE)
+                asking = subprocess.Popen(
+                    (sys.executable, "-m", "xskd", "status", "-c", str(daemon.file)),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                daemon.process.send_signal(signal.SIGHUP)
+                os.kill(workers["b/0"], signal.SIGKILL)
+                assert net.eventually(lambda: "b/0: worker ended (spawn)" in daemon.log)
+                time.sleep(seconds)
+                share = (cpu_seconds(daemon.pid) - spent) / (time.monotonic() - began)
+                asking.wait(10)
+            began = time.monotonic()
+            assert scrape.wait(10) == 0  # it has waited, and gets its answer
+            figure(
+                "time until a scrape that waited for a descriptor is answered",
+                time.monotonic() - began,
+                "s",
+                5,
+            )
+            daemon.comes("b/0", other_than=workers["b/0"])
+            figure("time until a worker runs that had no descriptors", time.monotonic() - began, "s", 30)
+            assert forwards(net)
+        figure("packets lost by another path while there are no descriptors", other.lost, "packets", 0)
+        assert other.whole, other
+        figure("CPU of a supervisor without descriptors", share, "CPUs", 0.5)
+        assert daemon.workers()["a/0"] == workers["a/0"]
+        said = (daemon.log.count("\n") - lines) / (seconds + 1)
+        figure("lines of log without descriptors", said, "lines/s", 60)
+        assert daemon.reload() == []
+        assert daemon.status()["config_error"] is None
+        assert answers_with_one(daemon)
+        assert not in_our_code(daemon.log)
+
+
+def answers_with_one(daemon: Daemon) -> bool:
+    """Is one descriptor, for the connection itself, enough to be answered?"""
+    open_now = max(map(int, os.listdir(f"/proc/{daemon.pid}/fd")))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (open_now + 2, 2000))
+    return bool(daemon.status()["ready"] and daemon.metrics())
+
+
+def in_our_code(log: str) -> bool:
+    """Does a traceback lead through xskd? An asyncio loop that cannot be made complains by itself."""
+    return "/xskd/" in "".join(line for line in log.splitlines() if line.startswith('  File "'))
+
+
+def test_a_start_with_few_descriptors(wire: MakeWire, tmp_path: Path, times: Times) -> None:
+    """It says what is missing and leaves nothing, or does what it can."""
+    net = wire(links=4)
+    for number in range(8, 124, times(58, 2)):
+        with started(net, tmp_path, TEXT, prefix=("prlimit", f"--nofile={number}:{number}")) as daemon:
+            assert net.eventually(lambda: daemon.process.poll() is not None or "ready" in daemon.log, 15)
+            assert not in_our_code(daemon.log), daemon.log
+            if daemon.process.poll() is None:
+                print(f"{number} descriptors: {daemon.log.count('(spawn)')} workers could not be started")
+                assert daemon.stop() == 0
+            else:
+                print(f"{number} descriptors: exit status {daemon.ended()}")
+                assert daemon.ended() == 3
+                assert "RLIMIT_NOFILE" in daemon.log or "Too many open files" in daemon.log
+        assert '"xdp"' not in net.run(net.dut, "ip", "-j", "link", "show").stdout
