@@ -102,6 +102,12 @@ PROCESS = (
         runbooks=("XskdCrashLoop",),
     ),
     Panel(
+        "XSKMAP conflicts",
+        "Times that another's socket was found in the worker's place in an XSKMAP, and put out again. Worry "
+        "at the first: somebody else writes to xskd's maps.",
+        {WORKER_NAME: f"xskd_xskmap_conflicts_total{{{WORKER}}}"},
+    ),
+    Panel(
         "Time without a worker",
         "Between one worker's last turn and the next one's first, summed. A restart adds some milliseconds; "
         "worry when it grows while nobody restarts anything.",

@@ -181,7 +181,24 @@ class Crew:
         ]
         for slot in stalled:
             self._bury(slot, "stalled", f"no heartbeat for {slot.silent_for():.1f} s")
+        for slot in self.slots.values():
+            if slot.state == "forwarding":
+                self._guard(slot)
         return not stalled
+
+    def _guard(self, slot: Slot) -> None:
+        """Whoever may write to BPF maps may take a worker's place in one; the packets would be lost."""
+        try:
+            taken = self._programs.restore(slot)
+        except XdpError as error:
+            log.warning("%s: %s", slot.name, error, extra=about(worker=slot.name))
+            return
+        slot.conflicts += len(taken)
+        for interface in taken:
+            log.warning(
+                "%s: another socket was in its place in the XSKMAP of %s; it has its place again", slot.name,
+                interface, extra=about(worker=slot.name, interface=interface),
+            )  # fmt: skip
 
     @property
     def settled(self) -> bool:

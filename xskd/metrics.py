@@ -350,6 +350,15 @@ WORKER_ROWS = (
         lambda w: {result: w.adoptions.get(result, 0) for result in ("adopted", "failed", "kept")},
     ),
     Row(
+        "xskd_xskmap_conflicts",
+        "counter",
+        WORKER,
+        "Times that another's socket was found in the worker's place in an XSKMAP. It is put out within a "
+        "second; packets that came meanwhile are lost, and only the NIC's counters have them. Worry at the "
+        "first one: somebody else writes to xskd's maps.",
+        lambda w: w.conflicts,
+    ),
+    Row(
         "xskd_worker_gap_seconds",
         "counter",
         WORKER,

@@ -10,6 +10,7 @@ the plan is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -233,6 +234,24 @@ class Programs:
             if port.interface not in self.by_name:
                 raise XdpError("XSKMAP", interface=port.interface, detail="it has no XDP program of ours now")
             self.by_name[port.interface].insert(port.queue, made, replace=replace)
+
+    def restore(self, slot: Slot) -> list[str]:
+        """Put a worker's sockets back where they are not any more; interfaces where another's was instead.
+
+        That somebody else has written to our map is the only reason. The kernel tells nobody whose a socket
+        is, but takes ours again, and with BPF_NOEXIST no other in its place. Raises XdpError.
+        """
+        taken: list[str] = []
+        for port, made in zip(slot.plan.ports, slot.sockets, strict=True):
+            if program := self.by_name.get(port.interface):
+                try:
+                    program.insert(port.queue, made)
+                except XdpError as error:
+                    if error.errno != errno.EEXIST:
+                        raise
+                    program.insert(port.queue, made, replace=True)
+                    taken.append(port.interface)
+        return taken
 
     def withdraw(self, slot: Slot) -> None:
         """Let no more packets come: from here on the path's fallback decides.

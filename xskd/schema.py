@@ -125,6 +125,7 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "restarts": "Deaths of its processes, by cause. Only causes that have happened.",
             "adoptions": "Processes that were to go on with sockets in use, by result. Only those that "
             "happened.",
+            "conflicts": "Times that another's socket was found in the place of one of its own in an XSKMAP.",
             "gap_seconds": "Time between one process's last turn and the next one's first, all told.",
             "last_error": "Why the last process ended; null if none did since it last forwarded.",
             "heartbeat_age": "Seconds since the last turn of its loop; null before the first of this "

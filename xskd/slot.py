@@ -52,6 +52,7 @@ class Slot:
         self.modes: list[str | None] = [None] * len(plan.ports)
         self.restarts: Counter[str] = Counter()
         self.adoptions: Counter[str] = Counter()
+        self.conflicts = 0  # another's sockets that were in the place of ours in an XSKMAP
         self.gap_seconds = 0.0  # without a worker, all told, between the first and the present one
         self.last_error: str | None = None
         self.backoff = 0.0
@@ -164,6 +165,7 @@ class Slot:
             "modes": self.modes,
             "restarts": self.restarts,
             "adoptions": self.adoptions,
+            "conflicts": self.conflicts,
             "gap_seconds": self.gap_seconds,
             "ended": [asdict(base) for base in self._ended],
         }
@@ -187,6 +189,7 @@ class Slot:
         made.adopting, made.copy = True, bool(record["copy"])
         made.modes = list(record["modes"])
         made.restarts, made.adoptions = Counter(record["restarts"]), Counter(record["adoptions"])
+        made.conflicts = int(record.get("conflicts", 0))  # none from an earlier version
         made.gap_seconds, made.backoff = float(record["gap_seconds"]), 0.0
         made._ended = [Statistics(**base) for base in record["ended"]]
         made._last = [Statistics()] * len(plan.ports)
@@ -235,6 +238,7 @@ class Slot:
             poll=self.plan.poll,
             restarts=dict(self.restarts),
             adoptions=dict(self.adoptions),
+            conflicts=self.conflicts,
             gap_seconds=self.gap_seconds,
             last_error=self.last_error,
             heartbeat_age=self.heartbeat_age(),

@@ -42,8 +42,9 @@ class PortStatus:
 class WorkerStatus:
     """One worker. `restarts` counts by cause; `heartbeat_age` in seconds, None before the first turn.
 
-    `adoptions` counts by result the processes that were to go on with sockets in use; `gap_seconds` is the
-    time between one process's last turn and the next one's first, all told.
+    `adoptions` counts by result the processes that were to go on with sockets in use, `conflicts` the sockets
+    of others that were found in the place of its own in an XSKMAP; `gap_seconds` is the time between one
+    process's last turn and the next one's first, all told.
     """
 
     name: str
@@ -56,6 +57,7 @@ class WorkerStatus:
     poll: str
     restarts: dict[str, int]
     adoptions: dict[str, int]
+    conflicts: int
     gap_seconds: float
     last_error: str | None
     heartbeat_age: float | None
