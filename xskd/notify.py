@@ -1,14 +1,22 @@
 """Telling systemd how we are: the sd_notify protocol, through systemd-python.
 
-Every call is harmless where no systemd listens. This module must never decide what to say; daemon.py does.
+Every call is harmless where no systemd listens, or none does any more. This module must never decide what to
+say; daemon.py does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
-from systemd.daemon import notify
+from systemd import daemon
+
+
+def notify(message: str) -> None:
+    """Send it. What cannot be sent is no reason to end: systemd draws its own conclusions."""
+    with contextlib.suppress(OSError):
+        daemon.notify(message)
 
 
 def ready(status: str) -> None:

@@ -101,7 +101,8 @@ class Store:
         if (inside := self._handed_down.pop(name, None)) is not None:
             inside.close()
         if self.active:
-            notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+            with contextlib.suppress(OSError):  # nobody listens who could have them
+                notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def save(self, state: str) -> None:
         """Replace the state file. Raises OSError: without the file a successor starts anew."""
