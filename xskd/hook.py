@@ -92,7 +92,8 @@ def described(descriptor: int) -> dict[str, str]:
     try:
         text = Path("/proc/self/fdinfo", str(descriptor)).read_text(encoding="utf-8")
     except OSError as error:
-        raise libbpf_error("open", error.errno, detail=f"what descriptor {descriptor} is") from error
+        detail = f"/proc/self/fdinfo/{descriptor}; is /proc mounted?"
+        raise libbpf_error("open", error.errno, detail=detail) from error
     return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
 
 

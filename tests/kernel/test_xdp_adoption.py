@@ -220,7 +220,7 @@ def test_the_daemons_rights_are_enough_to_adopt_and_to_replace(wire: MakeWire, n
         ("link as map", "descriptor xsks is not that map of the program"),
         ("swapped", "descriptor xsks is not that map of the program"),
         ("file", "descriptor xsks is not that map of the program"),
-        ("closed", r"open: ENOENT .*: what descriptor \d+ is"),
+        ("closed", r"open: ENOENT .*: /proc/self/fdinfo/\d+; is /proc mounted"),
         ("no object", r"open: ENOENT .*missing.o"),
     ],
 )
