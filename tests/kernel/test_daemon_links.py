@@ -17,6 +17,8 @@ from conftest import Tap
 from daemon import SMALL, Daemon, Stream, connect, paths, running, started, total
 from test_daemon_reload import both, forwards, untouched
 
+from lab.figures import figure
+
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
 
@@ -44,7 +46,7 @@ def comes_back(daemon: Daemon, what: str, name: str = "b/0") -> None:
     """See a worker forward again, with nothing left of the trouble."""
     took = daemon.comes(name)
     assert forwards(daemon.net)
-    print(f"forwards {took:.2f} s after the interface {what}")
+    figure(f"time until a path forwards after its interface {what}", took, "s", 10)
     status = daemon.status()
     assert (status["waiting"], daemon.worker(name)["last_error"]) == ({}, None)
     assert status["text"] == "2 paths, 2 queues forwarding, copy mode"
@@ -239,7 +241,7 @@ def test_workers_follow_the_number_of_queues(wire: MakeWire, tmp_path: Path) -> 
         assert daemon.workers() == {"wire/0": pid}
         assert total(daemon.metrics(), "xskd_interface_queues", interface="eth1") == 1
         set_queues(net, 2)
-        print(f"the second worker forwards {daemon.comes('wire/1'):.2f} s after its queue came")
+        figure("time until a queue that came is forwarded", daemon.comes("wire/1"), "s", 10)
         assert total(daemon.metrics(), "xskd_interface_queues", interface="eth1") == 2
         with Stream(net) as one, Stream(net, queue=1) as other:
             time.sleep(0.1)

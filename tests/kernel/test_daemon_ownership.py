@@ -10,6 +10,7 @@ import pytest
 from daemon import Daemon, connect, running, started, total, xskd
 from test_daemon_reload import both, forwards, untouched
 
+from lab.figures import figure
 from xskd.xdp import OBJECT
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def test_a_foreign_program_costs_its_own_path_alone(
         assert status["waiting"]["b"][0].startswith(f"{daemon.file}:1: interfaces.eth4: BPF_LINK_CREATE")
         assert programs(net)["eth4"] == foreign
         net.link(net.dut, "eth4", "xdpdrv", "off")
-        daemon.comes("b/0")
+        figure("time until a path forwards when a foreign program has gone", daemon.comes("b/0"), "s", 10)
         assert forwards(net)
 
 

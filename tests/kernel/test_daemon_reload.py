@@ -16,6 +16,7 @@ import pytest
 from daemon import SMALL, Daemon, Lane, Stream, connect, kernel_side, paths, running, total, xskd
 
 from lab import entered
+from lab.figures import figure
 from xskd.control import Refused
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def untouched(net: Wire, daemon: Daemon, name: str = "a/0") -> Iterator[None]:
     with Stream(net) as stream:
         yield
         time.sleep(0.1)
-    print(f"{name}: {stream.sent} packets, {stream.lost} lost")
+    figure("packets lost by a path while another one changes", stream.lost, "packets", 0)
     assert stream.whole
     assert daemon.workers()[name] == before
 

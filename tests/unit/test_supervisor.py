@@ -255,6 +255,15 @@ def test_ready_waits_for_no_carrier_for_ever(scene: Scene) -> None:
     assert scene.supervisor.ready
 
 
+def test_a_clock_that_is_set_is_no_time_that_has_passed(scene: Scene) -> None:
+    scene.start(connect(), device("eth1"), device("eth2"))
+    scene.change(device("eth1", carrier=False), device("eth2"))
+    scene.forward()
+    scene.supervisor._started -= 1_000_000
+    scene.act(Tick())
+    assert not scene.supervisor.ready
+
+
 # ---- status ---------------------------------------------------------------------------------------
 
 
