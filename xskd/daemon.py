@@ -315,7 +315,7 @@ class Supervisor:
             except XdpError as error:  # the next look tries again
                 errors.append(str(error))
                 running = running.with_kept(self.programs.plans[plan.name])
-        self._set_to_work(difference(self.plan, running), outlook.plan)
+        self._set_to_work(difference(self.plan, running), outlook.plan, running)
         self._log_waiting(running.waiting)
         if steps.settings and (wrong := self._settle(outlook.plan)):
             errors += wrong
@@ -339,15 +339,16 @@ class Supervisor:
         for interface in steps.detach:
             self.programs.detach(interface.name)
 
-    def _set_to_work(self, steps: Difference, planned: Plan) -> None:
+    def _set_to_work(self, steps: Difference, planned: Plan, running: Plan) -> None:
         for _, worker in steps.tune:
             self.crew.tune(worker)
         for worker in steps.start:
             self.crew.start(worker)
         wanted = {worker.name for worker in planned.workers}
+        reasons = {path.name: str(path.problems[0].message) for path in running.waiting}
         for worker in steps.stop:
             if worker.name in wanted:  # an interface of its path refused its program just now
-                self.crew.park(worker.name, "an interface of its path has no program")
+                self.crew.park(worker.name, reasons[worker.path])
 
     def _renew(self, outlook: Outlook) -> None:
         """Programs of interfaces that have got queues since they were attached."""
