@@ -6,7 +6,9 @@ worker ends for it, the daemon does not spin or fill the log, and every packet i
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from conftest import Tap
 from daemon import SMALL, Daemon, Stream, cpu_seconds, running
 from pyroute2 import netns
 from pyroute2.ethtool.ethtool import Ethtool
-from test_daemon_links import GONE, waits
+from test_daemon_links import GONE, join, waits
 from test_daemon_reload import forwards
 
 from lab import entered
@@ -126,6 +128,26 @@ def test_the_machine_at_the_other_end_vanishes(wire: MakeWire, tmp_path: Path, t
                 figure("time until a path forwards over a link made anew", daemon.comes("b/0"), "s", 10)
                 assert forwards(net)
         assert "Traceback" not in daemon.log
+
+
+def test_a_foreign_program_that_comes_meanwhile(
+    wire: MakeWire, tmp_path: Path, foreign_program: Path
+) -> None:
+    """It gets no interface that xskd has; one that is made anew it may get first, and keeps."""
+    net = wire(links=4)
+    attach_it = ("ip", "link", "set", "eth4", "xdpdrv", "obj", str(foreign_program), "sec", "xdp")
+    with running(net, tmp_path, config(RINGS)) as daemon, undisturbed_but_b(daemon):
+        assert net.run(net.dut, *attach_it, check=False).returncode != 0
+        assert forwards(net)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        net.run(net.dut, "ip", "link", "del", "eth4")
+        join(net, 3)
+        net.run(net.dut, *attach_it)
+        os.kill(daemon.pid, signal.SIGCONT)
+        assert waits(daemon, "(stranger) is attached and is not ours to replace")
+        net.link(net.dut, "eth4", "xdpdrv", "off")
+        figure("time until a path forwards when a foreign program has gone", daemon.comes("b/0"), "s", 10)
+        assert forwards(net)
 
 
 @contextmanager
