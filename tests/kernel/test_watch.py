@@ -32,6 +32,7 @@ os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60  # -X dev: a busy machine is no news
     told = asyncio.Event()
     for turn in range(51):
         watch = LinkWatch(told.set)
