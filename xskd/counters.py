@@ -18,6 +18,7 @@ from xskd._forward import ffi, lib
 from xskd.errors import XskdError
 
 PAGE_SIZE: int = -(-ffi.sizeof("struct xskd_counters") // mmap.PAGESIZE) * mmap.PAGESIZE
+PRIVATE = -1  # in the place of a descriptor: memory of this process only
 READ_TRIES = 100  # a writer needs well under a microsecond between two even sequence numbers
 READ_PAUSE = 0.0001  # seconds
 
@@ -149,23 +150,29 @@ def _values(layout: tuple[Field, ...], words: memoryview, start: int) -> dict[st
 class CounterPage:
     """One worker's page and its frames' owner bytes; `fd` is shared with the worker.
 
-    Without `fd` it is made anew, for `frames` frames. Raises XskdError if a given page is of another layout
+    Without `fd` it is made anew, for `frames` frames; with PRIVATE it needs no descriptor and cannot be shared.
+    Raises OSError if there is no memory or descriptor for it, XskdError if a given page is of another layout
     version or too small.
     """
 
     def __init__(self, frames: int, *, fd: int | None = None) -> None:
         size = PAGE_SIZE + frames
-        if fd is None:
-            fd = os.memfd_create("xskd-counters", os.MFD_CLOEXEC)
-            os.ftruncate(fd, size)
-            os.pwrite(fd, int(lib.XSKD_LAYOUT_VERSION).to_bytes(8, "little"), 0)
-        self.fd, self.frames = fd, frames
-        if os.fstat(fd).st_size < size:
-            raise XskdError(f"counter page of {os.fstat(fd).st_size} bytes; {frames} frames need {size}")
-        self._map = mmap.mmap(fd, size)
+        made = _make(size) if fd is None else fd
+        try:
+            if made != PRIVATE and os.fstat(made).st_size < size:
+                found = os.fstat(made).st_size
+                raise XskdError(f"counter page of {found} bytes; {frames} frames need {size}")
+            self._map = mmap.mmap(made, size)
+        except BaseException:
+            if fd is None:
+                os.close(made)
+            raise
+        self.fd, self.frames = made, frames
         self._buffer = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
         self.struct = ffi.cast("struct xskd_counters *", self._buffer)
         self.owner = memoryview(self._map)[PAGE_SIZE:]
+        if made == PRIVATE:
+            self.struct.layout_version = lib.XSKD_LAYOUT_VERSION
         if self.struct.layout_version != lib.XSKD_LAYOUT_VERSION:
             found = self.struct.layout_version
             self.close()
@@ -212,4 +219,17 @@ class CounterPage:
         self.owner.release()
         ffi.release(self._buffer)
         self._map.close()
-        os.close(self.fd)
+        if self.fd != PRIVATE:
+            os.close(self.fd)
+
+
+def _make(size: int) -> int:
+    """A descriptor of a fresh page. Raises OSError."""
+    fd = os.memfd_create("xskd-counters", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        os.pwrite(fd, int(lib.XSKD_LAYOUT_VERSION).to_bytes(8, "little"), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

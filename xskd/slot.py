@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from xskd.counters import CounterPage
+from xskd.counters import PRIVATE, CounterPage
 from xskd.errors import XskError
 from xskd.plan import WorkerPlan
 from xskd.spawn import Peer, WorkerProcess
@@ -30,6 +30,12 @@ FIRST_BACKOFF = 0.1  # seconds before the second respawn in a row; the first is 
 LAST_BACKOFF = 30.0  # seconds: a queue that never works costs two tries a minute
 HEALTHY = 10.0  # seconds of forwarding after which the next death is a first one again
 
+Room = tuple[int, int, bool]  # how much packet memory there is: frames, their size in bytes, huge pages
+
+
+def _room(plan: WorkerPlan) -> Room:
+    return plan.frames, plan.frame_size, plan.huge_pages
+
 
 class Slot:
     """A place for one worker process; `process` is None while there is none.
@@ -40,9 +46,11 @@ class Slot:
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
-        self.page = CounterPage(plan.frames)
-        # Kept from process to process: fresh pages are the dearest part of a start, and only the first pays.
-        self._memory = make_memory(plan.frames, plan.frame_size, huge_pages=plan.huge_pages)
+        # A place must be had even where descriptors and memory have run out: what a process needs is made when
+        # there is to be one, and that may fail and be tried again.
+        self.page = CounterPage(0, fd=PRIVATE)
+        self._memory = -1
+        self._memory_of: Room | None = None
         self.sockets: list[socket.socket] = []
         self.process: Peer | None = None
         self.predecessor: Peer | None = None
@@ -70,12 +78,13 @@ class Slot:
     def spawn(self, *, adopt: bool) -> WorkerProcess:
         """Start a process, with new sockets or (`adopt`) to go on with those there are.
 
-        Raises XskError or OSError if process or sockets cannot be had.
+        Raises XskError or OSError if memory, process or sockets cannot be had.
         """
         self.enter("starting")
         self.adopting = adopt
         if not adopt:
             self.discard_sockets()
+            self._make_room()
             for port in self.plan.ports:
                 made = make_socket(port.interface, port.queue, port.rings, self.plan.frame_size)
                 self.sockets.append(made)
@@ -119,20 +128,32 @@ class Slot:
             self.predecessor.let_go()
             self.predecessor = None
         self.discard_sockets()
+        self._give_up_room()
+
+    def _make_room(self) -> None:
+        """Packet memory and counter page of the plan's size; the counters go on. Raises XskError or OSError.
+
+        Kept from process to process: fresh pages are the dearest part of a start, and only the first pays.
+        """
+        if self._memory_of == (wanted := _room(self.plan)):
+            return
+        memory = make_memory(self.plan.frames, self.plan.frame_size, huge_pages=self.plan.huge_pages)
+        try:
+            page = CounterPage(self.plan.frames)
+        except BaseException:
+            os.close(memory)
+            raise
+        page.take_over(self.page)
+        self._give_up_room()
+        self.page, self._memory, self._memory_of = page, memory, wanted
+
+    def _give_up_room(self) -> None:
         self.page.close()
-        os.close(self._memory)
+        if self._memory_of is not None:
+            os.close(self._memory)
 
     def replan(self, plan: WorkerPlan) -> None:
-        """Another plan for the same name. Memory of another size is made anew; the counters go on."""
-        same = ("frames", "frame_size", "huge_pages")
-        if any(getattr(self.plan, name) != getattr(plan, name) for name in same):
-            page, memory = CounterPage(plan.frames), make_memory(
-                plan.frames, plan.frame_size, huge_pages=plan.huge_pages
-            )  # fmt: skip
-            page.take_over(self.page)
-            self.page.close()
-            os.close(self._memory)
-            self.page, self._memory = page, memory
+        """Another plan for the same name. If it wants memory of another size, its next process gets that."""
         if len(plan.ports) != len(self.plan.ports):
             self._ended = [Statistics()] * len(plan.ports)
             self._last = [Statistics()] * len(plan.ports)
@@ -183,7 +204,7 @@ class Slot:
                 undo.callback(os.close, fd)
             page = CounterPage(plan.frames, fd=counters)
             undo.pop_all()
-        made.plan, made.page, made._memory = plan, page, umem
+        made.plan, made.page, made._memory, made._memory_of = plan, page, umem, _room(plan)
         made.sockets = [socket_of(fd) for fd in xsks]
         made.process = made.predecessor = made.last_error = None
         made.adopting, made.copy = True, bool(record["copy"])

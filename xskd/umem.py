@@ -135,11 +135,15 @@ def _check_umem(frames: int, frame_size: int, headroom: int) -> None:
 
 
 def make_memory(frames: int, frame_size: int, *, huge_pages: bool = False) -> int:
-    """A memfd for a UMEM of that size, in whole pages; empty until somebody maps it."""
+    """A memfd for a UMEM of that size, in whole pages; empty until somebody maps it. Raises OSError."""
     page = HUGE_PAGE if huge_pages else mmap.PAGESIZE
     flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB | os.MFD_HUGE_2MB if huge_pages else 0)
     fd = os.memfd_create("xskd-umem", flags)
-    os.ftruncate(fd, -(-frames * frame_size // page) * page)
+    try:
+        os.ftruncate(fd, -(-frames * frame_size // page) * page)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

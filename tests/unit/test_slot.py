@@ -168,6 +168,25 @@ def test_sockets_that_answer_no_more_leave_what_was_read_last(
     assert dropped(place) == [5, 5]
 
 
+@pytest.mark.parametrize("what", ["make_memory", "CounterPage"])
+def test_without_memory_or_descriptors_there_is_a_place_whose_process_must_wait(
+    place: Slot, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as short:
+        short.setattr(slot, what, none_left)
+        with pytest.raises(OSError, match="Too many"):
+            place.spawn(adopt=False)
+    assert len(os.listdir("/proc/self/fd")) == before
+    told = place.status()
+    assert (told.counters.turns, told.pid) == (0, None)
+    place.spawn(adopt=False)
+    assert place.page.frames == PLAN.frames
+
+
 @pytest.mark.parametrize("change", [{"frames": 9000}, {"frame_size": 2048}])
 def test_memory_of_another_size_is_made_anew_and_the_counters_go_on(
     place: Slot, change: dict[str, int]
@@ -179,13 +198,14 @@ def test_memory_of_another_size_is_made_anew_and_the_counters_go_on(
     before = os.fstat(place._memory).st_ino
     new = replace(PLAN, **change)  # type: ignore[arg-type]
     place.replan(new)
+    place.spawn(adopt=False)
     assert os.fstat(place._memory).st_ino != before
     assert os.fstat(place._memory).st_size == new.frames * new.frame_size
     assert (place.page.frames, len(place.page.owner)) == (new.frames, new.frames)
     assert not any(place.page.owner)  # whose frames are not those of before
     told = place.status()
     assert (told.counters.turns, told.ports[1].counters.rx_packets) == (7, 5)
-    assert dropped(place) == [1, 1]
+    assert dropped(place) == [2, 2]  # of the old sockets and the new
 
 
 def test_another_poll_or_cpu_keeps_memory_page_and_sockets(place: Slot) -> None:
