@@ -406,7 +406,10 @@ class Crew:
         # that died while it tried just that is no reason to try again.
         sound = slot.state == "forwarding" and said is None and cause != "xskmap"
         if slot.adopting and slot.state == "starting" and slot.predecessor is None:
-            slot.adoptions["failed"] += 1
+            if process is None:  # it could not even be started, so nobody has touched the rings
+                sound = True
+            else:
+                slot.adoptions["failed"] += 1
         self._forget(process)
         self._tuning.discard(slot)
         dead = slot.clear()

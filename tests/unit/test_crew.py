@@ -254,6 +254,22 @@ def does_not_die(scene: Scene) -> str:
     return "the worker process ended: SIGKILL"
 
 
+def test_a_successor_that_cannot_be_started_costs_no_sockets(forwarding: Scene) -> None:
+    before = forwarding.inodes()
+    FakeProcess.refuse = BlockingIOError(11, "Resource temporarily unavailable")  # fork: no process, no memory
+    forwarding.dies()
+    slot = forwarding.slot()
+    assert (slot.state, slot.restarts) == ("backoff", {"SIGKILL": 1, "spawn": 1})
+    assert "Resource temporarily unavailable" in str(slot.last_error)
+    assert in_maps() == [{1}, {1}]
+    FakeProcess.refuse = None
+    forwarding.act(Due(slot))
+    assert (forwarding.process().adopt, forwarding.inodes()) == (True, before)
+    forwarding.says(ADOPTED)
+    assert in_maps() == [{0, 1}, {0, 1}]
+    assert slot.adoptions == {"adopted": 1}
+
+
 @pytest.mark.parametrize("end", [dies_after_it_said_failed, dies_while_it_adopts, does_not_die])
 def test_sockets_that_may_be_the_problem_are_given_up(forwarding: Scene, end: Callable[[Scene], str]) -> None:
     before = forwarding.inodes()
