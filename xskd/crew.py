@@ -207,6 +207,15 @@ class Crew:
             slot.state not in {"starting", "stopping"} for slot in self.slots.values()
         )
 
+    def end_hanging(self) -> None:
+        """Kill what would not notice that its channel is closed, and would keep its queue for ever."""
+        for slot in self.slots.values():
+            silent = slot.state == "forwarding" and slot.silent_for() > STALLED_SECONDS
+            for process in (slot.process, slot.predecessor):
+                if process is not None and (silent or process.stopped):
+                    log.warning("%s: hangs, killed", slot.name, extra=about(worker=slot.name))
+                    process.kill()
+
     def stop_all(self) -> None:
         """Out of the XSKMAP, let the workers send what they have, and hear where their frames are."""
         for slot in list(self.slots.values()):

@@ -445,9 +445,11 @@ class Supervisor:
         """Under systemd leave what forwards to a successor, or to its end; else drain it in order.
 
         systemd does not tell a stop from a restart. What it keeps for us is closed at once by a stop, which
-        detaches the programs and makes the workers drain and end.
+        detaches the programs and makes the workers drain and end. One that hangs does neither, so it is killed:
+        a successor adopts its rings.
         """
         if self.store.active:
+            self.crew.end_hanging()
             count = sum(slot.process is not None for slot in self.crew.slots.values())
             notify.stopping(f"supervisor ends; {count} workers go on until systemd lets go of their sockets")
             self._save()

@@ -67,6 +67,13 @@ class Peer:
         with contextlib.suppress(OSError):
             channel.send(self.link, {"verb": verb, **more}, descriptors)
 
+    @property
+    def stopped(self) -> bool:
+        """Has somebody stopped it (SIGSTOP, a debugger)? Then it does nothing it is asked for."""
+        with contextlib.suppress(OSError):  # it is gone
+            return Path(f"/proc/{self.pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] in "Tt"
+        return False
+
     def kill(self) -> None:
         """SIGKILL, if it still runs and may be killed: root needs CAP_KILL for another user's process."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -211,9 +211,19 @@ def test_a_broken_file_never_takes_a_running_forwarder_down(machine: Machine) ->
     assert machine.show("StatusText") == UP
 
 
-def test_a_worker_that_hangs_while_the_daemon_stops_is_ended_by_the_next_start(machine: Machine) -> None:
+def test_a_worker_that_hangs_is_ended_with_the_daemon(machine: Machine) -> None:
+    machine.signal("STOP", machine.worker("wire/0")["pid"])
+    machine.systemctl("stop")
+    assert eventually(lambda: machine.processes() == [])
+    assert machine.said().count("wire/0: hangs, killed") == 1
+
+
+def test_a_worker_that_hangs_when_nobody_is_left_to_end_it_is_ended_by_the_next_start(
+    machine: Machine,
+) -> None:
     hanging = machine.worker("wire/0")["pid"]
     machine.signal("STOP", hanging)
+    machine.signal("KILL", machine.show("MainPID"))
     machine.systemctl("stop")
     assert eventually(lambda: machine.processes() == [str(hanging)])
     machine.systemctl("start")

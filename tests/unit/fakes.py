@@ -142,6 +142,7 @@ class FakePeer:
     """A worker's process that does nothing but what a test says."""
 
     pid: int | None = 4711
+    stopped = False
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan

@@ -351,6 +351,16 @@ def test_with_a_store_a_stop_leaves_everything_to_a_successor(
     heir.close()
 
 
+def test_with_a_store_a_stop_ends_what_hangs(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_store(monkeypatch, tmp_path)
+    scene.start().forward()
+    FakeProcess.made[1].stopped = True
+    scene.act(Stop("SIGTERM"))
+    assert [process.killed for process in FakeProcess.made] == [False, True]
+
+
 def test_a_successor_is_ready_when_it_has_taken_over_also_after_deaths_before(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
