@@ -111,15 +111,15 @@ class WorkerProcess(Peer):
 
     def __init__(self, plan: WorkerPlan, descriptors: Sequence[int], *, adopt: bool) -> None:
         link, theirs = channel.pair()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(link.close)  # which is the end of what may have been started
             with theirs:
                 self._process = _start(theirs.fileno())
-            super().__init__(link, os.pidfd_open(self._process.pid), plan)
-            self._pid = self._process.pid
-            channel.send(link, {"plan": plan.to_json(), "adopt": adopt}, descriptors)
-        except BaseException:
-            link.close()  # which is the end of what may have been started
-            raise
+            pidfd = os.pidfd_open(self._process.pid)
+            undo.callback(os.close, pidfd)
+            super().__init__(link, pidfd, plan)
+            channel.send(link, {"plan": plan.to_json(), "adopt": adopt}, descriptors)  # EPIPE: it died
+            undo.pop_all()
 
     def exit_cause(self) -> str | None:
         """Why the process ended, in a word fit for a label: `exit 1`, `SIGKILL`; None while it runs."""

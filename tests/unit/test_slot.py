@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from fakes import FakeProcess, connect, installed, refused, wire
 
-from xskd import slot
+from xskd import slot, spawn
 from xskd.errors import XskdError, XskError
 from xskd.plan import WorkerPlan
 from xskd.slot import Slot
@@ -311,3 +311,16 @@ def test_the_cause_of_an_end_is_one_word_fit_for_a_label(ending: str, cause: str
     process._process = subprocess.Popen(["sh", "-c", ending])
     process._process.wait(5)
     assert process.exit_cause() == cause
+
+
+def test_a_process_that_dies_before_it_is_told_anything_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dies(_: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(spawn, "_start", dies)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BrokenPipeError):
+        WorkerProcess(PLAN, [], adopt=True)
+    assert len(os.listdir("/proc/self/fd")) == before
