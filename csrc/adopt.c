@@ -34,8 +34,12 @@
  * The kernel does not stop meanwhile. It only adds to RX and completion and takes from FILL and TX, and what
  * it has taken is still in the slots: no step looks at anything that it changes.
  *
- * What contradicts all this (a kernel or a page that went wrong) is quarantined: never used again. Packets of
- * a batch that was cut off may be missing in the counters, or be in only some of them; frames never are.
+ * What contradicts all this (a kernel or a page that went wrong) is quarantined: never used again.
+ *
+ * A batch between ports is counted when all of it has moved, so for one whose intent still stands that is done
+ * here. What it cost is counted as abandoned: every packet that has left RX has left by TX or is in `drops`, but
+ * for the one that was being dropped at that very instruction. If the worker got to its counters and no further,
+ * up to one batch is missing in those of packets and bytes.
  */
 #include <errno.h>
 
@@ -194,23 +198,41 @@ static void undo_batch(const struct batch *batch, uint32_t n, struct xskd_adopti
 {
 	struct xskd_umem *umem = batch->to->umem;
 	const uint8_t after = owner_on(batch->to, batch->kind->producing);
-	uint32_t undone = 0;
 
 	while (n-- > 0) {
 		uint32_t frame = frame_at(batch->to, batch->kind->producing, batch->index + n);
 
 		if (owner_of(umem, frame) != after)
 			continue;
-		if (batch->operation == OPERATION_FORWARD)
-			forget_packet(batch->to, batch->index + n);
+		if (batch->operation != OPERATION_FORWARD) {
+			umem->owner[frame] = OWNER_FREE;
+			report->freed++;
+			continue;
+		}
+		forget_packet(batch->to, batch->index + n);
 		umem->owner[frame] = OWNER_FREE;
-		undone += batch->operation != OPERATION_FORWARD ||
-			  ends_packet(batch->to, XSKD_TX, batch->index + n);
+		if (ends_packet(batch->to, XSKD_TX, batch->index + n)) {
+			count(&batch->from->counters->drops[XSKD_DROP_ABANDONED], 1);
+			report->undone++;
+		}
 	}
-	if (batch->operation == OPERATION_FORWARD)
-		report->undone += undone;
-	else
-		report->freed += undone;
+}
+
+/* What the worker would have counted next: packets, frames and bytes of a batch between ports. */
+static void count_moved(const struct batch *batch, uint32_t taken)
+{
+	const struct xskd_ring *rx = &batch->from->rings[XSKD_RX], *tx = &batch->to->rings[XSKD_TX];
+	struct xskd_port_counters *in = batch->from->counters, *out = batch->to->counters;
+
+	for (uint32_t i = 0; i < taken; i++) {
+		count(&in->rx_packets, ends_packet(batch->from, XSKD_RX, rx->own + i));
+		count(&in->rx_bytes, ring_desc(rx, i)->len);
+	}
+	for (uint32_t i = 0; i < batch->submitted; i++) {
+		count(&out->tx_packets, ends_packet(batch->to, XSKD_TX, batch->index + i));
+		count(&out->tx_bytes, ring_desc(tx, batch->index + i - tx->own)->len);
+	}
+	count(&out->tx_frames, batch->submitted);
 }
 
 /* The packet at the front of RX, behind `moved` entries that did, has not moved: the frames of it that had
@@ -273,6 +295,8 @@ static void finish_batch(const struct batch *batch, struct xskd_adoption *report
 	report->skipped = worked_off(batch, &moved, report);
 	if (!batch->submitted)
 		undo_batch(batch, moved, report);
+	if (batch->operation == OPERATION_FORWARD)
+		count_moved(batch, report->skipped);
 	if (batch->kind->consuming == XSKD_RX && report->skipped)
 		set(&batch->from->counters->rx_rest,
 		    !ends_packet(batch->from, XSKD_RX, batch->from->rings[XSKD_RX].own + report->skipped - 1));

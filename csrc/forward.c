@@ -261,10 +261,9 @@ static uint32_t __attribute__((noinline, cold)) drop_run(const struct xskd_forwa
 static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forward *forward, struct xskd_port *in,
 							struct xskd_port *out, uint32_t most)
 {
-	struct xdp_desc held[XSKD_BURST];
-	uint32_t n;
+	const uint32_t n = ring_peek(&in->rings[XSKD_RX], most);
 
-	if (ring_peek(&in->rings[XSKD_RX], 1) == 0)
+	if (n == 0)
 		return 0;
 	if (forward->action != XSKD_ROUTE)      /* may come here several times a turn */
 		count(&in->counters->tx_blocked, 1);
@@ -272,15 +271,9 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 		out->blocked_since_ns = forward->now_ns;
 	if (forward->now_ns - out->blocked_since_ns < DEADLINE_NS)
 		return 0;
-	n = ring_peek(&in->rings[XSKD_RX], most);
-	if (forward->action == XSKD_ROUTE)
-		return drop_run(forward, in, n, XSKD_DROP_TX_FULL);
-	if (forward->capture)
-		xskd_capture_burst(forward->capture, in, XSKD_RX, 0, n);
-	n = xskd_receive(in, held, n);
-	xskd_umem_give(in->umem, held, n);
-	count(&in->counters->drops[XSKD_DROP_TX_FULL], n);
-	return n;
+	if (forward->action != XSKD_ROUTE)
+		count_burst(in->counters->rx_batches, n);
+	return drop_run(forward, in, n, XSKD_DROP_TX_FULL);
 }
 
 /* One burst of at most `most` packets from one port to its egress: receive, act, transmit. Returns the packets

@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define XSKD_LAYOUT_VERSION 4   /* of everything below that two processes share */
+#define XSKD_LAYOUT_VERSION 5   /* of everything below that two processes share */
 #define XSKD_MAX_PORTS 16
 #define XSKD_BURST 64           /* entries taken from one RX ring before the next port has its turn */
 #define XSKD_MAX_FRAGMENTS 18   /* descriptors of one packet: the kernel's MAX_SKB_FRAGS + 1 */
@@ -39,6 +39,7 @@ enum xskd_drop {
 	XSKD_DROP_INVALID,      /* the RX descriptor names no frame that the kernel was given */
 	XSKD_DROP_FRAGMENTS,    /* of several descriptors: more than may be, or cut off */
 	XSKD_DROP_NO_METADATA,  /* route: what the XDP program put in front of it did not arrive whole */
+	XSKD_DROP_ABANDONED,    /* in the hands of a worker that died, or in a ring of a socket that was given up */
 	XSKD_DROPS
 };
 
@@ -233,8 +234,8 @@ struct xskd_adoption {
 	uint32_t waiting;       /* packets on RX */
 	uint32_t unsent;        /* packets on TX that the kernel has not looked at yet */
 	uint32_t skipped;       /* entries of RX and completion that were worked off but not released */
-	uint32_t undone;        /* packets of a batch that was never submitted: lost, and in no counter (of
-				 * xskd_transmit: frames) */
+	uint32_t undone;        /* packets of a batch that was never submitted: lost, and counted as abandoned (of
+				 * xskd_transmit: frames, not counted) */
 	uint32_t freed;         /* frames in the predecessor's hands: held, or on their way back to FILL */
 	uint32_t quarantined;   /* frames whose place is in doubt, by this adoption */
 };

@@ -32,6 +32,7 @@ REASONS = {
     "invalid": "an RX descriptor of no frame of ours: a bug",
     "fragments": "of several descriptors, too many or cut off",
     "no_metadata": "where it goes did not arrive with it",
+    "abandoned": "its worker died, or its socket was given up",
 }
 
 

@@ -516,7 +516,7 @@ def _log_bound(slot: Slot, ports: list[dict[str, Any]]) -> None:
 
 def _describe(found: dict[str, int]) -> str:
     """What an adoption found, in words: always what waits and what is uncertain, losses if there are any."""
-    lost = found["undone"] + found["freed"]
+    lost = found["undone"]
     text = f"{found['waiting']} packets waiting, {found['unsent']} unsent"
     text += f", {found['quarantined']} frames quarantined"
     return f"{text}, {lost} packets lost" if lost else text

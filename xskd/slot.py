@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from xskd._forward import lib
+from xskd.abandoned import packets_left
 from xskd.counters import PRIVATE, CounterPage
 from xskd.errors import XskError
 from xskd.plan import WorkerPlan
@@ -113,9 +115,14 @@ class Slot:
         return process.close() if process else True
 
     def discard_sockets(self) -> None:
-        """Close our copies of the sockets; what they counted is remembered."""
+        """Close our copies of the sockets; what they counted is remembered, and what they lose is counted.
+
+        Nobody may work on them any more, and no packet come.
+        """
         self._ended = self._kernel()
         self._last = [Statistics()] * len(self.plan.ports)
+        for index, (made, port) in enumerate(zip(self.sockets, self.plan.ports, strict=False)):
+            self.page.port(index).drops[lib.XSKD_DROP_ABANDONED] += packets_left(made, port.rings)
         for made in self.sockets:
             made.close()
         self.sockets = []

@@ -56,10 +56,18 @@ class Daemon:
         self.file, self.socket = directory / "xskd.yaml", directory / "control.sock"
         self.write(text)
         self._log = directory / "log"
-        with self._log.open("w") as log:
+        self._log.write_text("")
+        self.process = self.launch(prefix)
+
+    def launch(self, prefix: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start its process, by the command `prefix` if there is one."""
+        with self._log.open("a") as log:
             command = (sys.executable, "-m", "xskd", "run", "-c", str(self.file))
-            self.process = net.popen(net.dut, *prefix, *command, stdout=log, stderr=log)
-        self.pid = self.process.pid
+            return self.net.popen(self.net.dut, *prefix, *command, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def write(self, text: str) -> None:
         """Make this the configuration file, with the addresses of ours if it has none."""
@@ -255,6 +263,10 @@ class Stream:
     def lost(self) -> int:
         return self.sent - len(set(self._seen))
 
+    def missing(self, first: int, end: int) -> set[int]:
+        """Which of the packets from `first` to before `end` have not arrived."""
+        return set(range(first, end)) - set(self._seen)
+
     @property
     def doubled(self) -> int:
         return len(self._seen) - len(set(self._seen))
@@ -271,6 +283,11 @@ class Stream:
             f"<Stream: {self.sent} sent, {self.lost} lost, {self.doubled} doubled, {self.damaged} damaged, "
             f"{len(late)} late {late[:8]}, missing {sorted(set(range(self.sent)) - set(self._seen))[:8]}>"
         )
+
+    @property
+    def latest(self) -> int:
+        """The number of the packet that was the last to arrive; they begin at 0."""
+        return self._seen[-1]
 
     def goes_on(self) -> bool:
         """Wait until a packet sent from now on has arrived."""

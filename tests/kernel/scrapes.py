@@ -9,14 +9,15 @@ has such a test.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 import pytest
 
 from xskd.metrics import TABLE
 
-Metrics = dict[str, list[tuple[dict[str, str], float]]]
+Samples = list[tuple[dict[str, str], float]]
+Metrics = dict[str, Samples]
 GROWING = {row.name for row in TABLE if row.kind != "gauge"}  # and they begin at 0
 
 
@@ -33,6 +34,24 @@ def moved(scrapes: Sequence[Metrics], name: str, labels: Mapping[str, str]) -> b
         if len({value for value in values if value is None or not math.isnan(value)}) > 1:
             return True
     return False
+
+
+def went_back(before: Metrics, after: Metrics) -> list[str]:
+    """Name what only grows and is smaller, or not there any more, in a later scrape: counters, histograms."""
+    return [
+        f"{name} {labels}: {value:g}, then {now}"
+        for row in TABLE
+        if row.kind != "gauge"
+        for name in ((row.name,) if row.kind == "counter" else (f"{row.name}_bucket", f"{row.name}_count"))
+        for labels, value, now in _compared(before.get(name, []), after.get(name, []))
+        if now is None or now < value
+    ]
+
+
+def _compared(before: Samples, after: Samples) -> Iterator[tuple[dict[str, str], float, float | None]]:
+    found = {frozenset(labels.items()): value for labels, value in after}
+    for labels, value in before:
+        yield labels, value, found.get(frozenset(labels.items()))
 
 
 def unmoved(marks: Iterable[pytest.Mark], scrapes: Sequence[Metrics]) -> list[str]:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon import Daemon, Lane, Leftovers, Stream, connect, running, total
-from scrapes import Metrics
-
-from xskd.metrics import TABLE
+from scrapes import Metrics, went_back
 
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
@@ -32,12 +30,21 @@ def kill(daemon: Daemon, name: str) -> int:
     return pid
 
 
-def kill_newcomer(daemon: Daemon) -> None:
-    """Kill the next worker process as soon as it exists: before it can have said anything."""
-    known, deadline = daemon.children(), time.monotonic() + 15
+def newcomers(daemon: Daemon, known: set[int]) -> set[int]:
+    """Wait for worker processes other than these; they need some 75 ms to do anything."""
+    deadline = time.monotonic() + 15
     while not (new := daemon.children() - known):
         assert time.monotonic() < deadline, "nobody comes"
-        time.sleep(0.001)  # it needs some 75 ms to adopt
+        time.sleep(0.001)
+    return new
+
+
+def kill_newcomer(daemon: Daemon) -> None:
+    """Kill the next worker process when it has been told what to do, and before it can have said anything."""
+    new = newcomers(daemon, daemon.children())
+    for pid in new:
+        os.kill(pid, signal.SIGSTOP)
+    assert daemon.net.eventually(lambda: new <= set(daemon.workers().values()))
     for pid in new:
         os.kill(pid, signal.SIGKILL)
 
@@ -45,6 +52,11 @@ def kill_newcomer(daemon: Daemon) -> None:
 def said_lost(daemon: Daemon) -> int:
     """Sum the packets that successors said were lost with their predecessors."""
     return sum(int(lost or 0) for _, _, lost in LOST.findall(daemon.log))
+
+
+def abandoned(metrics: Metrics) -> float:
+    """Count what was lost with a worker."""
+    return total(metrics, "xskd_dropped_packets", reason="abandoned")
 
 
 def lost_in_rings(metrics: Metrics) -> float:
@@ -63,17 +75,6 @@ def stopped_lines(daemon: Daemon) -> list[str]:
     """Stop the daemon; what it logs of its workers' ends."""
     assert daemon.stop() == 0
     return [line for line in daemon.log.splitlines() if ": stopped, " in line]
-
-
-def went_back(before: Metrics, after: Metrics) -> list[str]:
-    """Name the counters of `before` that are smaller in `after`."""
-    return [
-        f"{row.name} {labels}: {value}, then {total(after, row.name, **labels)}"
-        for row in TABLE
-        if row.kind == "counter"
-        for labels, value in before[row.name]
-        if total(after, row.name, **labels) < value
-    ]
 
 
 def test_a_killed_workers_packets_wait_for_its_successor(wire: MakeWire, tmp_path: Path) -> None:
@@ -103,6 +104,7 @@ def test_a_killed_workers_packets_wait_for_its_successor(wire: MakeWire, tmp_pat
     assert other.whole
     assert stream.damaged == 0
     assert (stream.lost, stream.doubled) == (lost + fell, 0)
+    assert abandoned(after) == lost
     assert lost_in_rings(after) == 0 or stream.silence * RATE > 4096
     assert total(after, "xskd_xdp_verdicts", verdict="no_socket_passed") == 0  # never out of the map
     assert total(after, "xskd_worker_restarts") == total(after, "xskd_worker_restarts", queue="0") == 1
@@ -153,6 +155,7 @@ def test_fifty_kills_under_load_leave_no_trace(wire: MakeWire, tmp_path: Path) -
     assert total(after, "xskd_worker_adoptions", result="failed") == 0
     assert sum(stream.doubled + stream.damaged for stream in streams) == 0
     assert lost == fallback + said_lost(daemon) + fell
+    assert abandoned(after) == said_lost(daemon)
     assert total(after, "xskd_frames_unaccounted") == total(after, "xskd_frames", state="quarantined") == 0
     assert went_back(before, after) == []
     assert len(stopped) == WORKERS

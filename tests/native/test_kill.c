@@ -401,6 +401,16 @@ static uint64_t on_the_wire(const struct fake *fake)
 	return n;
 }
 
+/* What all ports have counted as lost with a worker. */
+static uint64_t abandoned(const struct fake *fake)
+{
+	uint64_t n = 0;
+
+	for (int i = 0; i < (int)fake->forward.port_count; i++)
+		n += fake->ports[i].port.counters->drops[XSKD_DROP_ABANDONED];
+	return n;
+}
+
 /* The worker is gone. Its successor finds every frame, no packet leaves twice or altered (wire.h looks), and
  * just those are missing that it said were. */
 static void succeed(struct fake *fake, const struct scene *scene, bool kernel_moves)
@@ -417,8 +427,10 @@ static void succeed(struct fake *fake, const struct scene *scene, bool kernel_mo
 	check_places(fake);
 	bring_home(fake);
 	EQUAL(fake->umem.quarantined, scene->refused);
-	if (!scene->uncounted)
-		EQUAL(on_the_wire(fake) + scene->bad + fake->unrouted + report.undone, fake->delivered);
+	if (scene->uncounted)
+		return;
+	EQUAL(abandoned(fake), report.undone);
+	EQUAL(on_the_wire(fake) + scene->bad + fake->unrouted + report.undone, fake->delivered);
 }
 
 /* ---- looked at --------------------------------------------------------------------------------- */
@@ -632,6 +644,7 @@ static void generations(enum xskd_action action)
 	}
 	bring_home(fake);
 	EQUAL(on_the_wire(fake) + undone + fake->unrouted, fake->delivered);
+	EQUAL(abandoned(fake), undone);
 	printf("%u packets, %d kills, %u entries had been worked off, %u packets lost\n", fake->delivered,
 	       GENERATIONS, skipped, undone);
 	instruction_now = -1;

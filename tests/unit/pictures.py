@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-DROPS = ("undersize", "oversize", "tx_full", "tx_refused", "invalid", "fragments", "no_metadata")
+DROPS = ("undersize", "oversize", "tx_full", "tx_refused", "invalid", "fragments", "no_metadata", "abandoned")
 KERNEL = ("rx_dropped", "rx_invalid_descs", "tx_invalid_descs", "rx_ring_full")
 BENIGN = ("rx_fill_ring_empty_descs", "tx_ring_empty_descs")
 WAKEUPS = ("new", "again", "left", "refilled", "dry", "sleep")
