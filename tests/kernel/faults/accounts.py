@@ -1,100 +1,114 @@
-"""What the tests of faults hold together: path b, which is in trouble, path a, which is not, and the sums.
+"""What must be so after every fault: nothing lost from the books, nothing left behind, no counter gone back.
 
-The sums are exact: what a sender's NIC has sent is what the receiver's NIC got, and what xskd and the kernel
-say they dropped, to the packet.
+Accounts are opened when a daemon is well, and audited whenever it is said to be well again. An audit waits a
+moment for what is on its way out (an answer on the control socket, a process that is being reaped), never longer.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+import re
+import statistics
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
-from conftest import Tap
-from daemon import Daemon, Stream, total
+from conftest import Wire
+from daemon import Daemon, memory_kb, total
+from manager import Managed
+from scrapes import Metrics, went_back
 
-from lab.figures import figure
-
-RATE = 200  # packets/s of a stream that must not lose one however late a busy machine runs its worker
-LATE = ("rx_ring_full", "rx_dropped")  # what comes for a worker that is late
-RECOVERY = 5.0  # seconds; the kernel may take one to say that a link is up
-
-
-def config(rings: str, rest: str = "", options: str = "") -> str:
-    """Paths a (eth1, eth2) with rings that hold all, and b (eth3, eth4) with these."""
-    roomy = "rings: {fill: 1024, rx: 512, tx: 512, completion: 1024}"
-    return (
-        f"interfaces: {{eth1: {{{roomy}}}, eth2: {{{roomy}}}, eth3: {{{rings}}}, eth4: {{{rings}}}}}\n"
-        f"paths: {{a: {{connect: [eth1, eth2], cpus: [1]}}, b: {{connect: [eth3, eth4]{options}}}}}\n{rest}\n"
-    )
+MOMENT = 10.0  # seconds for what is on its way out
+BPF = re.compile(r"^(prog|map|link)_id:\s+(\d+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Account:
-    """What was sent into eth3, what came out at eth4's other end, and what was lost, by reason."""
+class Accounts:
+    """The books of one daemon from now on; `rss` has the supervisor's resident memory in kB at every audit."""
 
-    sent: int
-    received: int
-    lost: dict[str, int]
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon, self._net = daemon, daemon.net
+        self.first = self._last = daemon.metrics()
+        self._fell = dropped(self._net)
+        self._held = holdings(daemon)
+        self._workers = set(daemon.workers())
+        self.rss = [memory_kb(daemon.pid, "VmRSS")]
+
+    def audit(self, *, same: bool = True) -> None:
+        """Compare everything with how it was; `same`: the same workers and programs are meant to be there."""
+        daemon = self._daemon
+        assert self._net.eventually(lambda: not self._wrong(same), MOMENT), "\n".join(self._wrong(same))
+        now = daemon.metrics()
+        assert went_back(self._last, now) == []
+        self._last = now
+        self.rss.append(memory_kb(daemon.pid, "VmRSS"))
+
+    def counted(self) -> dict[str, int]:
+        """Packets lost since then, by who counted them: the worker's place, the path's fallback, the veths.
+
+        A veth counts also what an XSK had no room for.
+        """
+        first, now = self.first, self._last
+        return {
+            "abandoned": _grown(first, now, "xskd_dropped_packets", reason="abandoned"),
+            "fallback": _grown(first, now, "xskd_xdp_verdicts", verdict="no_socket_dropped"),
+            "no room": dropped(self._net) - self._fell,
+        }
 
     @property
-    def uncounted(self) -> int:
-        return self.sent - self.received - sum(self.lost.values())
+    def growth(self) -> float:
+        """How much more resident memory in kB the supervisor had in the last quarter than in the first."""
+        quarter = -(-len(self.rss) // 4)
+        return statistics.median(self.rss[-quarter:]) - statistics.median(self.rss[:quarter])
 
-    def __sub__(self, before: Account) -> Account:
-        lost = {reason: count - before.lost[reason] for reason, count in self.lost.items()}
-        return Account(self.sent - before.sent, self.received - before.received, lost)
-
-
-def account(daemon: Daemon) -> Account:
-    """Read all counters of the way from host 2 to host 3; only what /metrics tells counts as a loss."""
-    net, metrics = daemon.net, daemon.metrics()
-    came, left = {"interface": "eth3"}, {"interface": "eth4"}
-    reasons = {labels["reason"] for labels, _ in metrics["xskd_dropped_packets"]}
-    lost = {reason: int(total(metrics, "xskd_dropped_packets", reason=reason, **came)) for reason in reasons}
-    lost["tx_refused"] = int(total(metrics, "xskd_dropped_packets", reason="tx_refused", **left))
-    for stat in ("rx_dropped", "rx_ring_full"):
-        lost[stat] = int(total(metrics, "xskd_xdp_statistics", stat=stat, **came))
-    sent = net.counters(net.hosts[2], "eth0").tx_packets
-    return Account(sent, net.counters(net.hosts[3], "eth0").rx_packets, lost)
-
-
-def exact(daemon: Daemon, before: Account, *reasons: str) -> Account:
-    """See that every packet since then has come or is counted, for no other reason than these.
-
-    On a busy machine a worker may be late, and find RX full or FILL empty; that is no other reason.
-    """
-    daemon.net.eventually(lambda: (account(daemon) - before).uncounted == 0)
-    found = account(daemon) - before
-    lost = {reason: count for reason, count in found.lost.items() if count}
-    print(f"sent {found.sent}, received {found.received}, lost {lost}")
-    figure("packets that were lost and are not counted", abs(found.uncounted), "packets", 0)
-    assert lost.keys() <= {*reasons, *LATE}
-    return found
+    def _wrong(self, same: bool) -> list[str]:
+        """Name all that is not as it should be."""
+        now, status = holdings(self._daemon), self._daemon.status()
+        wrong = [
+            f"{what}: {now[what] - held} more than {held}"
+            for what, held in self._held.items()
+            if same and now[what] - held
+        ]
+        for worker in status["workers"]:
+            counters = worker["counters"]
+            places = counters["frames_in"]
+            if sum(places.values()) != counters["frames"] or places["quarantined"]:
+                wrong.append(f"{worker['name']}: {counters['frames']} frames in {places}")
+            if worker["state"] != "forwarding":
+                wrong.append(f"{worker['name']}: {worker['state']}, {worker['last_error']}")
+        if same and {worker["name"] for worker in status["workers"]} != self._workers:
+            wrong.append(f"workers {status['workers']}")
+        return wrong
 
 
-@contextmanager
-def undisturbed(daemon: Daemon) -> Iterator[None]:
-    """Whatever happens meanwhile: path a loses nothing, and no worker ends."""
-    before = daemon.workers()
-    with Stream(daemon.net, rate=RATE) as other:
-        yield
-    figure("packets lost by another path while one is in trouble", other.lost, "packets", 0)
-    assert other.whole, other
-    assert daemon.workers() == before
-    assert all(worker["restarts"] == {} for worker in daemon.status()["workers"])
+def holdings(daemon: Daemon) -> dict[str, Counter[str]]:
+    """What a daemon holds: descriptors by kind, BPF objects by id, processes, and sets in its manager's store."""
+    descriptors: Counter[str] = Counter()
+    bpf: Counter[str] = Counter()
+    for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            descriptors[os.readlink(fd).partition("[")[0]] += 1
+            info = Path(f"/proc/{daemon.pid}/fdinfo/{fd.name}").read_text()
+            bpf.update(f"{kind} {number}" for kind, number in BPF.findall(info))
+    processes = daemon.net.run(daemon.net.dut, "ip", "netns", "pids", daemon.net.dut, check=False).stdout
+    return {
+        "descriptors": descriptors,
+        "BPF objects": bpf,
+        "processes": Counter({"of xskd": sum("xskd" in _command(pid) for pid in processes.split())}),
+        "stored": Counter(daemon.kept if isinstance(daemon, Managed) else ()),
+    }
 
 
-def recovers(daemon: Daemon, what: str) -> None:
-    """See a packet pass again from host 2 to host 3, and say how long that took."""
-    net, tap = daemon.net, Tap(daemon.net.hosts[3])
-    began, packet = time.monotonic(), net.frame(999_999_999)
+def dropped(net: Wire) -> int:
+    """Count what the veths dropped: what found an RX ring full, and what came faster than it was taken in."""
+    ends = [*((net.dut, dev) for dev in net.dut_devs), *((ns, "eth0") for ns in net.hosts)]
+    return sum(c.rx_dropped + c.tx_dropped for c in (net.counters(ns, dev) for ns, dev in ends))
 
-    def passes() -> bool:
-        net.taps[2].send([packet])
-        return packet in tap.receive(1000, 0.02)
 
-    assert net.eventually(passes)
-    tap.socket.close()
-    figure(f"time until packets pass again after {what}", time.monotonic() - began, "s", RECOVERY)
+def _grown(first: Metrics, now: Metrics, name: str, **labels: str) -> int:
+    return int(total(now, name, **labels) - total(first, name, **labels))
+
+
+def _command(pid: str) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
