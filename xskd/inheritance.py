@@ -114,6 +114,7 @@ def _workers(state: Mapping[str, Any], wanted: Plan, store: Store, crew: Crew) -
             )
             if predecessor is not None:
                 predecessor.let_go()  # it ends when its channel does
+            store.drop(stored_process(before.name))
             store.drop(stored_sockets(before.name))
             continue
         crew.take_over(slot, predecessor)
@@ -135,10 +136,11 @@ def _slot(store: Store, record: Mapping[str, Any], before: WorkerPlan, plan: Wor
 
 
 def _predecessor(store: Store, plan: WorkerPlan) -> Peer | None:
-    """The worker process that still forwards, if there is one."""
-    name = stored_process(plan.name)
-    ways = store.take(name)
-    store.drop(name)
+    """The worker process that still forwards, if there is one.
+
+    It stays in the store until its successor is there: it must not end with us, should we die before.
+    """
+    ways = store.take(stored_process(plan.name))
     return Peer(socket.socket(fileno=ways["channel"]), ways["pid"], plan) if ways else None
 
 

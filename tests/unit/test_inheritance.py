@@ -121,6 +121,15 @@ def test_what_fits_is_taken_over_and_nothing_is_said(
     assert new.store.untaken == []
 
 
+def test_a_successor_that_dies_early_takes_no_worker_along(old: Reign, new: Reign) -> None:
+    """The old worker's channel stays in the store until the new worker's takes its place."""
+    new.take(wire(2))
+    third = Reign(old.systemd)
+    third.take(wire(2))
+    assert third.crew.slots["wire/0"].predecessor is not None
+    assert FakeProcess.made[0].far_end.send(b"x") == 1  # somebody has the other end
+
+
 def test_the_old_worker_hears_yield_over_the_channel_it_had(old: Reign, new: Reign) -> None:
     new.take(wire(2))
     new.says("wire/0", PREPARED)
