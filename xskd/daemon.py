@@ -18,6 +18,7 @@ import os
 import platform
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +115,7 @@ class Supervisor:
         self._watchdog = notify.watchdog_interval()
         self._told = self._saved = ""
         self._looking = self._look_again = False
+        self._asked: deque[Reload] = deque()  # while there was a look already
         self._carriers: set[str] = set()  # interfaces whose carrier must be back before we are ready
         self._unsettled: list[tuple[Reload, list[str], list[str]]] = []  # with actions and problems
         self._reloads = Reloads(self._started)
@@ -172,7 +174,9 @@ class Supervisor:
             case Looked(outlook, reload):
                 self._looking = False
                 self._looked(outlook, reload)
-                if self._look_again:
+                if self._asked:
+                    self._look(self._asked.popleft())
+                elif self._look_again:
                     self._look(None)
             case Stop(why):
                 log.info("stopping: %s", why)
@@ -222,11 +226,19 @@ class Supervisor:
     # ---- looking at the machine -----------------------------------------------------------------
 
     def _look(self, reload: Reload | None) -> None:
-        """Ask the kernel, in a thread; one look at a time, and a change during it asks for another."""
-        if self._looking and reload is None:
-            self._look_again = True
+        """Ask the kernel, in a thread; one look at a time, and whatever asks for another meanwhile waits.
+
+        Two at once could end in the wrong order, and then an older file would be what runs.
+        """
+        if self._looking:
+            if reload is None:
+                self._look_again = True
+            else:
+                self._asked.append(reload)
             return
-        self._looking, self._look_again = True, False
+        self._looking = True
+        if reload is None:
+            self._look_again = False
         wanted = self.config
 
         def looking() -> Outlook:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fakes import ADOPTED, BOUND, STOPPED, FakeProcess, FakeProgram, connect, device, failed, in_maps
@@ -50,6 +53,29 @@ def test_a_reload_answers_when_what_it_started_works(running: Scene) -> None:
     assert asking.result() == ["eth3: attach the XDP program", "echo/0: start"]
     assert in_maps() == [{0}, {0}, {0}]
     assert FakeProcess.made[0].told == ["go"]  # the other was left alone
+
+
+def test_a_reload_during_another_reads_the_file_when_that_one_is_over(
+    running: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two looks at once could end in the wrong order, and an older file would be what runs."""
+    loop, held = running.runner.get_loop(), list[Callable[[], None]]()
+
+    def hold(_executor: None, look: Callable[[], Any]) -> asyncio.Future[Any]:
+        future = loop.create_future()
+        held.append(lambda: running.do(lambda: future.set_result(look())))
+        return future
+
+    monkeypatch.setattr(loop, "run_in_executor", hold)
+    first, second = running.reload(connect(path=", poll: busy")), running.reload()
+    assert len(held) == 1
+    held[0]()
+    assert len(held) == 2
+    running.write(connect(path=", poll: wakeup"))
+    held[1]()
+    running.says({"event": "tuned"})
+    assert [plan.poll for plan in running.process().plans] == ["busy", "wakeup"]
+    assert (first.result(), second.result()) == (["wire/0: poll busy"], ["wire/0: poll wakeup"])
 
 
 def test_a_reload_waits_for_workers_to_be_tuned(running: Scene) -> None:
