@@ -33,6 +33,7 @@ START_SECONDS = 20.0  # for a worker to bind: EBUSY may take 5 of them, pinning 
 STOP_SECONDS = 3.0  # for a worker to drain; then it is killed
 YIELD_SECONDS = 1.0  # for a predecessor to stop at the end of a turn; then it is killed
 STALLED_SECONDS = 1.5  # without a heartbeat; a healthy loop beats at least every 0.1 s
+SUSPECT_SECONDS = 1.0  # likewise: at one tick, before it may be found stalled at the next
 
 log = logging.getLogger("xskd")
 
@@ -80,6 +81,7 @@ class Crew:
         self._programs, self._store, self._post = programs, store, post
         self._then: dict[Slot, Callable[[], None]] = {}  # what to do when a stopping worker has ended
         self._tuning: set[Slot] = set()
+        self._suspects: dict[Slot, tuple[Peer | None, int]] = {}  # silent at the last tick: since which beat
         self._can_adopt = True  # until a kernel refuses
         self.captures = Captures(lambda: self.slots)
 
@@ -173,18 +175,20 @@ class Crew:
                 self._post(Due(slot))
 
     def tick(self) -> bool:
-        """End whoever hangs. Returns whether every worker that should turn does."""
-        stalled = [
-            slot
-            for slot in self.slots.values()
-            if slot.state == "forwarding" and slot.silent_for() > STALLED_SECONDS
-        ]
-        for slot in stalled:
-            self._bury(slot, "stalled", f"no heartbeat for {slot.silent_for():.1f} s")
-        for slot in self.slots.values():
-            if slot.state == "forwarding":
-                self._guard(slot)
-        return not stalled
+        """End whoever hangs. Returns whether every worker that should turn does.
+
+        Nobody hangs who has not been silent at two ticks: a machine that stood still (a virtual one that was
+        moved, or has far too much to do) finds everybody silent, and workers beat again before the next.
+        """
+        before, self._suspects = self._suspects, {}
+        silent = {s: s.silent_for() for s in self.slots.values() if s.state == "forwarding"}
+        for slot, seconds in silent.items():
+            last = slot.process, int(slot.page.struct.heartbeat_ns)
+            if seconds > STALLED_SECONDS and before.get(slot) == last:
+                self._bury(slot, "stalled", f"no heartbeat for {seconds:.1f} s")
+            elif seconds > SUSPECT_SECONDS:
+                self._suspects[slot] = last
+        return all(seconds <= STALLED_SECONDS for seconds in silent.values())
 
     def _guard(self, slot: Slot) -> None:
         """Whoever may write to BPF maps may take a worker's place in one; the packets would be lost."""

@@ -256,7 +256,7 @@ def does_not_die(scene: Scene) -> str:
 
 def test_a_successor_that_cannot_be_started_costs_no_sockets(forwarding: Scene) -> None:
     before = forwarding.inodes()
-    FakeProcess.refuse = BlockingIOError(11, "Resource temporarily unavailable")  # fork: no process, no memory
+    FakeProcess.refuse = BlockingIOError(11, "Resource temporarily unavailable")  # as fork() says it
     forwarding.dies()
     slot = forwarding.slot()
     assert (slot.state, slot.restarts) == ("backoff", {"SIGKILL": 1, "spawn": 1})
@@ -335,11 +335,24 @@ def test_a_worker_that_hangs_is_ended_and_its_sockets_adopted(forwarding: Scene,
     well.since -= 100
     well.page.struct.heartbeat_ns = int(now * 1e9)
     assert forwarding.do(forwarding.crew.tick) is False
+    assert not first.closed
+    assert forwarding.do(forwarding.crew.tick) is False
     assert first.closed
     assert (hanging.state, hanging.restarts) == ("starting", {"stalled": 1})
     assert forwarding.process(0).adopt
     assert (well.state, forwarding.process(1)) == ("forwarding", neighbour)
     assert forwarding.do(forwarding.crew.tick) is True  # whoever starts need not turn
+
+
+def test_a_machine_that_stood_still_has_no_hanging_workers(forwarding: Scene) -> None:
+    """The supervisor may be the first that runs again, and finds everybody silent."""
+    processes = [forwarding.process(index) for index in (0, 1)]
+    for _ in range(3):
+        for index in (0, 1):
+            forwarding.slot(index).since -= 100
+            forwarding.slot(index).page.struct.heartbeat_ns = int((time.monotonic() - 9) * 1e9)
+        forwarding.do(forwarding.crew.tick)
+    assert [forwarding.process(index) for index in (0, 1)] == processes
 
 
 def test_workers_that_turn_are_well(forwarding: Scene) -> None:

@@ -19,6 +19,7 @@ def test_the_watchdog_is_told_while_every_worker_turns(scene: Scene, monkeypatch
     scene.supervisor.crew.slots["wire/1"].since -= 100
     scene.act(Tick())
     assert told(scene).count("WATCHDOG=1") == before + 1
+    scene.act(Tick())
     assert scene.states() == {"wire/0": "forwarding", "wire/1": "starting"}
 
 
