@@ -1,8 +1,8 @@
 """What is lost when a socket is given up: the packets in its RX and TX rings, so that they can be counted.
 
-A worker that ends in order leaves none. One whose sockets themselves are the problem, or whose successor could
-not adopt them, does; and nobody but the supervisor is there then to look. This module must never write to a
-ring, nor look at one on which somebody still works.
+A worker that ends in order leaves none. One whose sockets themselves are the problem, or whose successor
+could not adopt them, does; and nobody but the supervisor is there then to look. This module must never write
+to a ring, nor look at one on which somebody still works.
 """
 
 from __future__ import annotations

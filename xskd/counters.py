@@ -150,7 +150,7 @@ def _values(layout: tuple[Field, ...], words: memoryview, start: int) -> dict[st
 class CounterPage:
     """One worker's page and its frames' owner bytes; `fd` is shared with the worker.
 
-    Without `fd` it is made anew, for `frames` frames; with PRIVATE it needs no descriptor and cannot be shared.
+    Without `fd` it is made anew, for `frames` frames; with PRIVATE it has no descriptor and cannot be shared.
     Raises OSError if there is no memory or descriptor for it, XskdError if a given page is of another layout
     version or too small.
     """

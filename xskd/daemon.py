@@ -457,8 +457,8 @@ class Supervisor:
         """Under systemd leave what forwards to a successor, or to its end; else drain it in order.
 
         systemd does not tell a stop from a restart. What it keeps for us is closed at once by a stop, which
-        detaches the programs and makes the workers drain and end. One that hangs does neither, so it is killed:
-        a successor adopts its rings.
+        detaches the programs and makes the workers drain and end. One that hangs does neither, so it is
+        killed: a successor adopts its rings.
         """
         if self.store.active:
             self.crew.end_hanging()

@@ -62,8 +62,8 @@ class Forwarder:
 
         The sockets have been adopted, the UMEM's record kept. Returns what was found, as counts: packets
         `waiting` in RX, frames `unsent` on TX, entries `skipped` because they had been worked off, frames of
-        a batch `undone` (packets lost, counted as abandoned) and those `freed` that were held or on their way to
-        FILL, frames `quarantined`. Raises XskError if the rings cannot be trusted.
+        a batch `undone` (packets lost, counted as abandoned) and those `freed` that were held or on their way
+        to FILL, frames `quarantined`. Raises XskError if the rings cannot be trusted.
         """
         found = ffi.new("struct xskd_adoption *")
         if error := lib.xskd_forward_adopt(self._forward, found):

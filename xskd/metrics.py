@@ -138,8 +138,8 @@ PORT_ROWS = (
         "(counted at the egress); invalid: a descriptor the kernel should not have given, worry "
         "at the first one; fragments: of several descriptors, too many or cut off; no_metadata: in a "
         "path that routes, where it goes did not arrive whole with it, worry if they are many: the driver "
-        "has no room for metadata; abandoned: in the hands of a worker that died, or in the rings of a socket "
-        "that was given up.",
+        "has no room for metadata; abandoned: in the hands of a worker that died, or in the rings of a "
+        "socket that was given up.",
         lambda p: p.counters.drops,
     ),
     Row(

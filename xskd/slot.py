@@ -48,8 +48,8 @@ class Slot:
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
-        # A place must be had even where descriptors and memory have run out: what a process needs is made when
-        # there is to be one, and that may fail and be tried again.
+        # A place must be had even where descriptors and memory have run out: what a process needs is made
+        # when there is to be one, and that may fail and be tried again.
         self.page = CounterPage(0, fd=PRIVATE)
         self._memory = -1
         self._memory_of: Room | None = None

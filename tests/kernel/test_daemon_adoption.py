@@ -105,7 +105,7 @@ def test_a_killed_workers_packets_wait_for_its_successor(wire: MakeWire, tmp_pat
     assert stream.damaged == 0
     assert (stream.lost, stream.doubled) == (lost + fell, 0)
     assert abandoned(after) == lost
-    assert lost_in_rings(after) == 0 or stream.silence * RATE > 4096
+    assert lost_in_rings(after) == 0 or stream.silence * RATE > 2048  # a late sender catches up in a burst
     assert total(after, "xskd_xdp_verdicts", verdict="no_socket_passed") == 0  # never out of the map
     assert total(after, "xskd_worker_restarts") == total(after, "xskd_worker_restarts", queue="0") == 1
     assert total(after, "xskd_worker_adoptions", queue="0", result="adopted") == 1

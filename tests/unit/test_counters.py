@@ -29,7 +29,16 @@ def test_a_new_page_is_all_zero_and_says_its_layout(page: CounterPage) -> None:
 
 
 def test_names_are_those_of_the_header_in_its_order() -> None:
-    assert DROPS == ("undersize", "oversize", "tx_full", "tx_refused", "invalid", "fragments", "no_metadata", "abandoned")
+    assert DROPS == (
+        "undersize",
+        "oversize",
+        "tx_full",
+        "tx_refused",
+        "invalid",
+        "fragments",
+        "no_metadata",
+        "abandoned",
+    )
     assert PLACES == ("free", "fill", "rx", "held", "tx", "completion", "kernel", "quarantined")
     assert RINGS == ("fill", "rx", "tx", "completion")
     assert WAKEUP_ERRORS == ("EAGAIN", "EBUSY", "ENOBUFS", "ENETDOWN", "ENXIO", "OTHER")
