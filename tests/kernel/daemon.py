@@ -219,7 +219,8 @@ class Stream:
     """A steady stream on one queue from entering to leaving; then each packet is accounted for.
 
     Sends late rather than less. `lost`, `doubled` and `damaged` count packets; `silence` is the longest time
-    in seconds between two that arrived.
+    in seconds between two that arrived, `waited` likewise while one had been sent: what a machine that stands
+    still, and sends nothing either, does not add to.
     """
 
     _numbers = count(1)
@@ -235,7 +236,8 @@ class Stream:
         self._errors: list[BaseException] = []
         self._seen: list[int] = []
         self.sent = self.damaged = 0
-        self.silence = 0.0
+        self.silence = self.waited = 0.0
+        self._sent_at: list[float] = []
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -306,6 +308,7 @@ class Stream:
             due = int((time.monotonic() - began) * self._rate) - self.sent
             if due > 0:
                 packets = self._net.frames(min(due, WINDOW // 2), first=self._first + self.sent)
+                self._sent_at += [time.monotonic()] * len(packets)
                 self._lane.send(packets)
                 self.sent += len(packets)
             time.sleep(TICK)
@@ -322,7 +325,10 @@ class Stream:
                     self._seen.append(number)
                     self.damaged += packet != self._net.frame(self._first + number)
                     now = time.monotonic()
-                    self.silence = max(self.silence, now - last if len(self._seen) > 1 else 0.0)
+                    if len(self._seen) > 1:
+                        self.silence = max(self.silence, now - last)
+                        due = min(self._seen[-2] + 1, number)  # it may have been lost
+                        self.waited = max(self.waited, now - max(last, self._sent_at[due]))
                     last = now
 
 

@@ -1,8 +1,9 @@
-"""A service manager for a daemon in a test: what systemd does for the unit, as far as a dying daemon needs it.
+"""A service manager for a daemon in a test: what systemd does for the unit, as far as a death needs it.
 
 It keeps the descriptors that the daemon stores and hands them to the next process, starts that one when a
-process has ended without being asked to, and ends one that does not ping in time. The real systemd does this in
-tests/system, where one restart takes two seconds; here hundreds are tried. It must never know what it stores.
+process has ended without being asked to, and ends one that does not ping in time. The real systemd does this
+in tests/system, where one restart takes two seconds; here hundreds are tried. It must never know what it
+stores.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Managed(Daemon):
         self._heard.settimeout(0.02)
         self._address = directory / "notify"
         self._kept: dict[str, int] = {}
-        self._pinged = time.monotonic()
+        self._pinged: float | None = None  # the watchdog watches from READY=1 on
         self._over = threading.Event()
         self.starts = 1
         super().__init__(net, directory, text)
@@ -67,7 +68,7 @@ class Managed(Daemon):
         given = ("env", *(f"{name}={value}" for name, value in environment.items()))
         descriptors = list(self._kept.values())
         command = (sys.executable, "-S", "-c", HAND_DOWN, ",".join(map(str, descriptors)))
-        self._pinged = time.monotonic()
+        self._pinged = None
         with self._log.open("a") as log:
             run = (sys.executable, "-m", "xskd", "run", "-c", str(self.file))
             whole = ("ip", "netns", "exec", self.net.dut, *given, *prefix, *command, *run)
@@ -115,8 +116,8 @@ class Managed(Daemon):
                 if not self._over.wait(RESTART_SECONDS):
                     self.process = self.launch(())
                     self.starts += 1
-            elif time.monotonic() - self._pinged > WATCHDOG_SECONDS:
-                self._pinged = time.monotonic()
+            elif self._pinged is not None and time.monotonic() - self._pinged > WATCHDOG_SECONDS:
+                self._pinged = None
                 for sign in (signal.SIGABRT, signal.SIGCONT):  # as systemd, see kill_and_sigcont()
                     self.process.send_signal(sign)
 
@@ -134,7 +135,7 @@ class Managed(Daemon):
 
     def _heed(self, text: str, descriptors: list[int]) -> None:
         fields = dict(line.partition("=")[::2] for line in text.splitlines())
-        if "WATCHDOG" in fields:
+        if {"READY", "WATCHDOG"} & fields.keys():
             self._pinged = time.monotonic()
         if "FDSTOREREMOVE" in fields and (fd := self._kept.pop(fields["FDNAME"], None)) is not None:
             os.close(fd)

@@ -4,16 +4,17 @@ The promises, of docs/operations.md and decision 7, for a queue whose RX ring ho
 
 * A worker that is killed is replaced by one that adopts its rings; the other queues do not notice.
 * A worker that is stopped is noticed after 1.5 s, killed and replaced.
-* A supervisor that is killed or stopped is missed by nobody: workers forward, and its successor takes them over.
+* A supervisor that is killed or stopped is missed by nobody: workers forward, and its successor takes them
+  over.
 * Both killed: the rings hold what they can, and the successor starts workers that adopt them.
 * Memory that runs out costs a worker that forwards nothing. A supervisor without any cannot replace a worker
   that dies meanwhile; it, or its successor if it does not survive that, does when there is some again.
-* Whatever happens, each packet arrives once or is counted as lost, every frame is in one place, nothing leaks,
-  and no counter goes back.
+* Whatever happens, each packet arrives once or is counted as lost, every frame is in one place, nothing
+  leaks, and no counter goes back.
 
-Memory runs out by RLIMIT_AS, set from outside on the running process: its next mapping is refused, at whatever
-moment that is. (A memory cgroup that is full ends its process by SIGKILL, which is the first case; and tests
-have none of their own everywhere.)
+Memory runs out by RLIMIT_AS, set from outside on the running process: its next mapping is refused, at
+whatever moment that is. (A memory cgroup that is full ends its process by SIGKILL, which is the first case;
+and tests have none of their own everywhere.)
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from accounts import Accounts
 from daemon import Lane, Stream, connect, running, total
+from ledger import Ledger
 from manager import WATCHDOG_SECONDS, Managed, managed
 from test_daemon_adoption import abandoned, kill, kill_newcomer, newcomers
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 QUEUES, RATE = 3, 300  # packets/s on each queue
 SEED = 6
 DEEP = "rings: {fill: 2048, rx: 2048, tx: 512, completion: 1024}"  # 6 s of that
-BACK_SECONDS = 20.0  # until a queue forwards again, whatever has happened
+BACK_SECONDS = 40.0  # until a queue forwards again, whatever has happened
 PAUSE = re.compile(r"next try in ([\d.]+) s")
 TINY = 1 << 20  # bytes of address space: less than any process has, so the next mapping fails
 
@@ -199,8 +200,10 @@ def both_starved(scene: Scene, queue: int) -> None:
 
 Fault = Callable[[Scene, int], None]
 
-# What is promised of a fault: the seconds in which its queue forwards again, not counting the pause of a worker that
-# dies several times in a row; how often it is tried in every run; and its share of the long one.
+# What is promised of a fault: the seconds in which its queue forwards again, not counting the pause of a
+# worker that dies several times in a row; how often it is tried in every run; and its share of the long one.
+# Where a supervisor has to be started, that is for a machine on which it gets a tenth of a CPU. Faults that
+# take ten seconds each are few: 500 of them would be 83 minutes.
 PROMISES: dict[Fault, tuple[float, int, int]] = {
     worker_killed: (5, 3, 180),
     successor_killed: (8, 1, 40),
@@ -209,16 +212,19 @@ PROMISES: dict[Fault, tuple[float, int, int]] = {
     supervisor_paused: (5, 0, 5),
     supervisor_stopped: (5, 0, 3),
     worker_killed_behind_its_back: (6, 1, 30),
-    both_killed: (8, 1, 50),
-    all_killed: (8, 1, 30),
-    both_stopped: (WATCHDOG_SECONDS + 8, 0, 2),
+    both_killed: (20, 1, 50),
+    all_killed: (20, 1, 30),
+    both_stopped: (WATCHDOG_SECONDS + 20, 0, 2),
     worker_starved: (5, 1, 15),
-    supervisor_starved: (8, 1, 20),
-    both_starved: (8, 1, 10),
+    supervisor_starved: (20, 1, 20),
+    both_starved: (20, 1, 10),
 }
 
 
-BLIND = {supervisor_starved, both_starved}  # a supervisor without memory cannot map rings to see what it gives up
+BLIND = {
+    supervisor_starved,
+    both_starved,
+}  # a supervisor without memory cannot map rings to see what it gives up
 
 
 @dataclass
@@ -229,12 +235,12 @@ class Round:
     queue: int
     sent: list[int]
     counted: int
-    silence: float = 0.0
+    waited: float = 0.0
     paused: float = 0.0  # of that, a pause as promised
 
     def __str__(self) -> str:
         paused = f", {self.paused:g} s of them a pause" if self.paused else ""
-        return f"{self.fault.__name__} {self.queue}: nothing arrived for {self.silence:.2f} s{paused}"
+        return f"{self.fault.__name__} {self.queue}: nothing arrived for {self.waited:.2f} s{paused}"
 
 
 def order_of(times: Callable[[int, int], int], chance: random.Random) -> list[Fault]:
@@ -243,18 +249,18 @@ def order_of(times: Callable[[int, int], int], chance: random.Random) -> list[Fa
     return order
 
 
-def try_one(scene: Scene, accounts: Accounts, fault: Fault) -> Round:
-    """Do it at a random moment, see everything come back, and audit the accounts."""
+def try_one(scene: Scene, ledger: Ledger, fault: Fault) -> Round:
+    """Do it at a random moment, see everything come back, and audit the ledger."""
     queue, said = scene.chance.randrange(QUEUES), len(scene.daemon.log)
-    this = Round(fault, queue, [stream.sent for stream in scene.streams], sum(accounts.counted().values()))
+    this = Round(fault, queue, [stream.sent for stream in scene.streams], sum(ledger.counted().values()))
     time.sleep(scene.chance.uniform(0, 0.2))
     for stream in scene.streams:
-        stream.silence = 0.0
+        stream.waited = 0.0
     fault(scene, queue)
     scene.back()
-    this.silence = scene.streams[queue].silence
-    this.paused = min(this.silence, sum(map(float, PAUSE.findall(scene.daemon.log[said:]))))
-    accounts.audit()
+    this.waited = scene.streams[queue].waited
+    this.paused = min(this.waited, sum(map(float, PAUSE.findall(scene.daemon.log[said:]))))
+    ledger.audit()
     return this
 
 
@@ -266,35 +272,35 @@ def test_killed_stopped_and_starved_it_forwards_again_and_leaks_nothing(
     text = connect(", fallback: drop", interface=DEEP, rest="umem: {frame_size: 2048}")
     with managed(net, tmp_path, text) as daemon, ExitStack() as stack:
         supervisor_killed(Scene(daemon, [], chance), 0)  # what a first restart adds is no leak
-        accounts, began = Accounts(daemon), time.monotonic()
+        ledger, began = Ledger(daemon), time.monotonic()
         streams = [
             stack.enter_context(Stream(net, queue=queue, rate=RATE, hosts=hosts))
             for queue, hosts in enumerate(((0, 1), (1, 0), (0, 1)))
         ]
         scene = Scene(daemon, streams, chance)
         for fault in order_of(times, chance):
-            rounds.append(try_one(scene, accounts, fault))
+            rounds.append(try_one(scene, ledger, fault))
             print(f"{time.monotonic() - began:.1f} s: {rounds[-1]}", flush=True)
         stack.close()
-        accounts.audit()
+        ledger.audit()
     sent, lost = sum(stream.sent for stream in streams), sum(stream.lost for stream in streams)
-    print(
-        f"{len(rounds)} faults of seed {SEED} in {time.monotonic() - began:.0f} s: {sent} packets, {lost} lost, "
-        f"counted {accounts.counted()}; supervisor's memory {accounts.rss[0]} to {accounts.rss[-1]} kB"
-    )
+    counted = ledger.counted()
+    print(f"{len(rounds)} faults of seed {SEED} in {time.monotonic() - began:.0f} s: {sent} packets,")
+    print(f"{lost} lost, counted {counted}; supervisor's memory {ledger.rss[0]} to {ledger.rss[-1]} kB")
+    hold_losses(rounds, streams, sum(counted.values()))
     hold_promises(rounds)
-    hold_losses(rounds, streams, sum(accounts.counted().values()))
-    figure("growth of the supervisor's memory over the faults", accounts.growth, "kB", 16_000)
+    figure("growth of the supervisor's memory over the faults", ledger.growth, "kB", 16_000)
 
 
 def hold_promises(rounds: list[Round]) -> None:
     seen: dict[Fault, list[float]] = defaultdict(list)
     for each in rounds:
-        seen[each.fault].append(each.silence - each.paused)
-    for fault, silences in seen.items():
+        seen[each.fault].append(each.waited - each.paused)
+    for fault, times_waited in seen.items():
         what = fault.__name__.replace("_", " ")
-        print(f"{what}: {len(silences)} times, nothing arrived for {statistics.median(silences):.2f} s (median)")
-        figure(f"{what}: nothing arrived for", max(silences), "s", PROMISES[fault][0])
+        middle = statistics.median(times_waited)
+        print(f"{what}: {len(times_waited)} times, nothing arrived for {middle:.2f} s (median)")
+        figure(f"{what}: nothing arrived for", max(times_waited), "s", PROMISES[fault][0])
 
 
 def hold_losses(rounds: list[Round], streams: list[Stream], counted: int) -> None:
@@ -312,7 +318,9 @@ def hold_losses(rounds: list[Round], streams: list[Stream], counted: int) -> Non
         else:
             uncounted += wrong
     figure("packets lost in faults and not counted", uncounted, "packets", 0)
-    figure("packets lost by a supervisor without memory and not counted", blind, "packets", RATE * len(rounds))
+    figure(
+        "packets lost by a supervisor without memory and not counted", blind, "packets", RATE * len(rounds)
+    )
     figure("packets doubled or damaged by faults", sum(s.doubled + s.damaged for s in streams), "packets", 0)
 
 

@@ -1,7 +1,8 @@
 """What must be so after every fault: nothing lost from the books, nothing left behind, no counter gone back.
 
-Accounts are opened when a daemon is well, and audited whenever it is said to be well again. An audit waits a
-moment for what is on its way out (an answer on the control socket, a process that is being reaped), never longer.
+A Ledger is opened when a daemon is well, and audited whenever it is said to be well again. An audit waits a
+moment for what is on its way out (an answer on the control socket, a process that is being reaped), never
+longer.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ MOMENT = 10.0  # seconds for what is on its way out
 BPF = re.compile(r"^(prog|map|link)_id:\s+(\d+)$", re.MULTILINE)
 
 
-class Accounts:
-    """The books of one daemon from now on; `rss` has the supervisor's resident memory in kB at every audit."""
+class Ledger:
+    """The books of one daemon from now on; `rss` has its supervisor's resident memory in kB, as noted."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon, self._net = daemon, daemon.net
@@ -34,13 +35,21 @@ class Accounts:
         self.rss = [memory_kb(daemon.pid, "VmRSS")]
 
     def audit(self, *, same: bool = True) -> None:
-        """Compare everything with how it was; `same`: the same workers and programs are meant to be there."""
-        daemon = self._daemon
+        """Compare everything with how it was; without `same` programs may be others, and just as many."""
         assert self._net.eventually(lambda: not self._wrong(same), MOMENT), "\n".join(self._wrong(same))
-        now = daemon.metrics()
-        assert went_back(self._last, now) == []
+        self.scrape()
+        self.note_memory()
+
+    def scrape(self, path: str | None = None) -> None:
+        """See that no counter has gone back; with `path` only its own, while others come and go."""
+        now = self._daemon.metrics()
+        back = went_back(self._last, now)
+        assert [line for line in back if path is None or f"'path': '{path}'" in line] == []
         self._last = now
-        self.rss.append(memory_kb(daemon.pid, "VmRSS"))
+
+    def note_memory(self) -> None:
+        """For `growth`."""
+        self.rss.append(memory_kb(self._daemon.pid, "VmRSS"))
 
     def counted(self) -> dict[str, int]:
         """Packets lost since then, by who counted them: the worker's place, the path's fallback, the veths.
@@ -63,11 +72,11 @@ class Accounts:
     def _wrong(self, same: bool) -> list[str]:
         """Name all that is not as it should be."""
         now, status = holdings(self._daemon), self._daemon.status()
-        wrong = [
-            f"{what}: {now[what] - held} more than {held}"
-            for what, held in self._held.items()
-            if same and now[what] - held
-        ]
+        wrong = []
+        for what, held in self._held.items():
+            before, after = (held, now[what]) if same else (_kinds(held), _kinds(now[what]))
+            if after - before:
+                wrong.append(f"{what}: {after - before} more than {before}")
         for worker in status["workers"]:
             counters = worker["counters"]
             places = counters["frames_in"]
@@ -75,13 +84,13 @@ class Accounts:
                 wrong.append(f"{worker['name']}: {counters['frames']} frames in {places}")
             if worker["state"] != "forwarding":
                 wrong.append(f"{worker['name']}: {worker['state']}, {worker['last_error']}")
-        if same and {worker["name"] for worker in status["workers"]} != self._workers:
+        if {worker["name"] for worker in status["workers"]} != self._workers:
             wrong.append(f"workers {status['workers']}")
         return wrong
 
 
 def holdings(daemon: Daemon) -> dict[str, Counter[str]]:
-    """What a daemon holds: descriptors by kind, BPF objects by id, processes, and sets in its manager's store."""
+    """What a daemon holds: descriptors by kind, BPF objects by id, processes, sets in its manager's store."""
     descriptors: Counter[str] = Counter()
     bpf: Counter[str] = Counter()
     for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
@@ -96,6 +105,14 @@ def holdings(daemon: Daemon) -> dict[str, Counter[str]]:
         "processes": Counter({"of xskd": sum("xskd" in _command(pid) for pid in processes.split())}),
         "stored": Counter(daemon.kept if isinstance(daemon, Managed) else ()),
     }
+
+
+def _kinds(held: Counter[str]) -> Counter[str]:
+    """The same without numbers."""
+    kinds: Counter[str] = Counter()
+    for name, count in held.items():
+        kinds[name.split()[0]] += count
+    return kinds
 
 
 def dropped(net: Wire) -> int:
