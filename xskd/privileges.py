@@ -22,7 +22,9 @@ from xskd._seccomp import ffi as seccomp_ffi
 from xskd._seccomp import lib as seccomp
 from xskd.errors import XskdError, errno_name
 
-NOBODY = 65534
+# Whoever a worker of root becomes. Not the user nobody (65534), as whom other programs run, who could signal
+# ours then: of the numbers that neither Debian nor systemd ever gives away.
+NOBODY = 65533
 CAPABILITIES = range(64)  # more than any kernel has; the first unknown one ends the walk
 ALL_BITS = 0xFFFFFFFF  # of an int: what the upper half of its register holds is anybody's guess
 

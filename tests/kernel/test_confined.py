@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from xskd import privileges
+
 ROOT = Path(__file__).parents[2]
 ORDINARY = 4711  # any user id that is not root's
 
@@ -255,7 +257,7 @@ def test_rights_are_gone_and_one_filter_is_there(user: int) -> None:
         process.communicate()
     names = ("CapInh", "CapPrm", "CapEff", "CapAmb")
     assert [int(its[name], 16) for name in names] == [0] * 4
-    wanted = user or 65534
+    wanted = user or privileges.NOBODY
     if os.geteuid() == 0:
         assert set(its["Uid"].split()) == set(its["Gid"].split()) == {str(wanted)}
         assert its["Groups"] == ""
