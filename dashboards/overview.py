@@ -388,14 +388,14 @@ CONFIGURATION = (
         queries={"{{instance}}": f"xskd_config_last_reload_successful{{{DAEMON}}}"},
         mappings=GOOD_OR_BAD,
         runbooks=("XskdReloadFailed",),
-        width=5,
+        width=4,
     ),
     names(
         "Since the last reload",
         "Since the start where there was none. Worry when it is short and nobody reloaded.",
         queries={"{{instance}}": f"time() - xskd_config_last_reload_timestamp_seconds{{{DAEMON}}}"},
         unit="s",
-        width=5,
+        width=4,
     ),
     names(
         "Generation",
@@ -409,7 +409,16 @@ CONFIGURATION = (
         "Reloads since the start by what came of them. Worry when failures grow; the journal has the reason.",
         queries={"{{result}}": f"sum by (result) (xskd_config_reloads_total{{{DAEMON}}})"},
         runbooks=("XskdReloadFailed",),
-        width=4,
+        width=3,
+    ),
+    names(
+        "Clients refused",
+        "Connections to the control socket and to /metrics that were closed without an answer, by why. Worry "
+        "when they grow: somebody keeps others from asking.",
+        queries={
+            "{{listener}} {{reason}}": f"sum by (listener, reason) (xskd_clients_refused_total{{{DAEMON}}})"
+        },
+        width=3,
     ),
     names(
         "Running for",

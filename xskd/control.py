@@ -14,7 +14,9 @@ why in one more line, like a refusal.
 
 Who may open the socket may ask, and its file mode says who: its owner and root, and with control.group the
 members of that group, who may ask for status and captures but change nothing. A client that is slow, silent
-or talks nonsense must never keep the supervisor from its work: sizes and times are bounded.
+or talks nonsense must never keep the supervisor from its work: sizes, times and numbers are bounded, and the
+group's members have places of their own, so that they cannot keep root from asking. Who is turned away
+because all places are taken comes again by itself for a while (`ask`).
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xskd.errors import ConfigError, XskdError
-from xskd.listening import Listener
+from xskd.refusals import Refusals
 from xskd.status import DaemonStatus
 from xskd.tap import MAX_RINGS
 
@@ -43,7 +46,9 @@ OPEN_TO_GROUP = ("status", "capture")
 REQUEST_SECONDS = 2.0  # for a client to say what it wants, and to take the answer
 ANSWER_SECONDS = 5.0  # for a daemon to answer us
 RELOAD_SECONDS = 70.0  # the same, when it has work to do first; it gives up earlier than we do
-MAX_CLIENTS = 16
+BUSY_SECONDS = 5.0  # for a daemon whose places are all taken to have one; the slowest has its for two
+RETRY_SECONDS = 0.1
+MAX_CLIENTS = 16  # at once, of those who may do everything; and as many of the group
 
 
 class Refused(XskdError):
@@ -56,6 +61,10 @@ class Refused(XskdError):
 
 class NoAnswer(XskdError):
     """There is no daemon, or it cannot be asked."""
+
+
+class Busy(NoAnswer):
+    """There is one, and all its places are taken."""
 
 
 class ControlServer:
@@ -72,11 +81,13 @@ class ControlServer:
         captures: Captures,
         *,
         group: str | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self.path, self._status, self._reload = path, status, reload
         self._captures, self._group = captures, group
-        self._clients = 0
-        self._server: Listener | None = None
+        self._refusals = refusals or Refusals()
+        self._clients = {True: 0, False: 0}  # may do everything, or is of the group
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Begin to listen, over a socket file that a dead daemon may have left."""
@@ -90,7 +101,10 @@ class ControlServer:
             raise XskdError(
                 f"control socket {self.path}: {error.strerror}; see key control.socket"
             ) from error
-        self._server = Listener(listening, self._serve, MAX_REQUEST)
+        # The loop accepts as many at once as may wait; more would be descriptors for clients without a place.
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listening, limit=MAX_REQUEST, backlog=MAX_CLIENTS
+        )
 
     async def close(self) -> None:
         """Stop listening and remove the file."""
@@ -100,29 +114,40 @@ class ControlServer:
                 self.path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients += 1
+        trusted = _trusted(_asker(writer))
+        self._clients[trusted] += 1
         try:
-            if self._clients <= MAX_CLIENTS:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    line = await reader.readline()
-                answer = await self._answer(line, _asker(writer))
-                if not isinstance(answer, dict):
-                    await self._attend(answer, reader, writer)
-                    return
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    writer.write(json.dumps(answer).encode() + b"\n")
-                    await writer.drain()
-        except (TimeoutError, ValueError, OSError):
+            if self._clients[trusted] > MAX_CLIENTS:
+                self._refusals.count("control", "busy")
+                return
+            async with asyncio.timeout(REQUEST_SECONDS):
+                line = await reader.readline()
+            answer = await self._answer(line, trusted=trusted)
+            if not isinstance(answer, dict):
+                await self._attend(answer, reader, writer, trusted=trusted)
+                return
+            async with asyncio.timeout(REQUEST_SECONDS):
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except TimeoutError:
+            self._refusals.count("control", "slow")
+            writer.transport.abort()  # closing would wait until it has taken what it does not take
+        except (ValueError, OSError):
             pass  # a client that cannot ask or does not listen has no one but itself to tell
         finally:
-            self._clients -= 1
+            self._clients[trusted] -= 1
             writer.close()
 
     async def _attend(
-        self, capture: Capture, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        capture: Capture,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        trusted: bool,
     ) -> None:
         """Hand over the rings, and end the capture when either side has had enough."""
-        self._clients -= 1  # it may take hours, and keeps nobody else from asking
+        self._clients[trusted] -= 1  # it may take hours, and keeps nobody else from asking
         try:
             answer = json.dumps({"ok": True, "rings": capture.describe()}).encode() + b"\n"
             with writer.get_extra_info("socket").dup() as connection:
@@ -135,14 +160,14 @@ class ControlServer:
             if capture.over.done():
                 writer.write(json.dumps({"ok": False, "error": capture.over.result()}).encode() + b"\n")
         finally:
-            self._clients += 1
+            self._clients[trusted] += 1
             self._captures.end(capture)
 
-    async def _answer(self, line: bytes, uid: int) -> dict[str, Any] | Capture:
+    async def _answer(self, line: bytes, *, trusted: bool) -> dict[str, Any] | Capture:
         try:
             question: Any = json.loads(line)
             match question:
-                case {"verb": verb} if verb not in OPEN_TO_GROUP and uid not in (0, os.geteuid()):
+                case {"verb": verb} if verb not in OPEN_TO_GROUP and not trusted:
                     allowed = " and ".join(OPEN_TO_GROUP)
                     raise XskdError(
                         f"{verb}: only root and the daemon's own user may; the group may ask for {allowed}"
@@ -168,10 +193,21 @@ class ControlServer:
 
 
 def ask(path: Path, verb: str, **more: object) -> dict[str, Any]:
-    """Put one question to the daemon that listens on `path`.
+    """Put one question to the daemon that listens on `path`; again for a while if it is busy.
 
     XskdError if there is none or it refuses, Refused where its answer is a reason that stands for itself.
     """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return _ask_once(path, verb, **more)
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
+
+
+def _ask_once(path: Path, verb: str, **more: object) -> dict[str, Any]:
     with _asking(path), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(RELOAD_SECONDS if verb == "reload" else ANSWER_SECONDS)
         client.connect(os.fspath(path))
@@ -212,8 +248,8 @@ def _asking(path: Path) -> Iterator[None]:
     """XskdError for all that may happen between us and a daemon."""
     try:
         yield
-    except (ConnectionResetError, BrokenPipeError) as error:
-        raise NoAnswer(f"{path}: the daemon is too busy to answer") from error
+    except (ConnectionResetError, BrokenPipeError, BlockingIOError) as error:  # the last: too many knock
+        raise Busy(f"{path}: the daemon is too busy to answer") from error
     except PermissionError as error:
         who = "root, the daemon's own user and the members of control.group, if it is set"
         raise NoAnswer(f"{path}: only {who}, may ask") from error
@@ -225,7 +261,7 @@ def _asking(path: Path) -> Iterator[None]:
 
 def _accepted(path: Path, answer: dict[str, Any] | None) -> dict[str, Any]:
     if not answer:
-        raise NoAnswer(f"{path}: the daemon is too busy to answer")
+        raise Busy(f"{path}: the daemon is too busy to answer")
     if not answer.get("ok"):
         raise Refused(answer["error"], config=bool(answer.get("config")))
     return dict(answer)
@@ -236,6 +272,11 @@ def _asker(writer: asyncio.StreamWriter) -> int:
     credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
     raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
     return int(credentials.unpack(raw)[1])
+
+
+def _trusted(uid: int) -> bool:
+    """May this user do everything? Others that get here are of the group."""
+    return uid in (0, os.geteuid())
 
 
 def _listen(path: Path, group: str | None) -> socket.socket:

@@ -36,6 +36,7 @@ from xskd.nic import Nics
 from xskd.picture import Pictures
 from xskd.plan import InterfacePlan, Plan, WaitingPath
 from xskd.programs import Programs
+from xskd.refusals import Refusals
 from xskd.slot import Slot
 from xskd.status import DaemonStatus, Reloads, WorkerStatus, describe
 from xskd.store import Store
@@ -119,6 +120,7 @@ class Supervisor:
         self._carriers: set[str] = set()  # interfaces whose carrier must be back before we are ready
         self._unsettled: list[tuple[Reload, list[str], list[str]]] = []  # with actions and problems
         self._reloads = Reloads(self._started)
+        self.refusals = Refusals()
         self._nics = Nics(lambda: self.config.interfaces)
         self.lanes = Lanes(self.programs, self.crew, self._features)
         self.crew.captures.changed = self.lanes.review
@@ -208,6 +210,7 @@ class Supervisor:
             workers=tuple(self._worker(slot, new_marks=new_marks) for slot in self._slots()),
             kernel=platform.release(),
             reloads=self._reloads,
+            clients_refused=self.refusals.counts(),
         )
 
     async def reload(self, *, dry: bool = False) -> list[str]:

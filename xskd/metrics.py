@@ -678,6 +678,20 @@ DAEMON_ROWS = (
         "before the first. Nothing to worry about: to be held against other events.",
         lambda d: d.reloads.last,
     ),
+    Row(
+        "xskd_clients_refused",
+        "counter",
+        ("listener", "reason"),
+        "Connections that the daemon closed without an answer. listener: control, the socket of `xskd "
+        "status`, or metrics, this page; reason: busy, there were more at once than it serves; slow, the "
+        "client did not ask, or take its answer, in time. Worry when it grows: somebody keeps others from "
+        "asking.",
+        lambda d: {
+            (listener, reason): number
+            for listener, by_reason in d.clients_refused.items()
+            for reason, number in by_reason.items()
+        },
+    ),
 )
 
 TABLE = (*PORT_ROWS, *WORKER_ROWS, *INTERFACE_ROWS, *DAEMON_ROWS)

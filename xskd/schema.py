@@ -39,6 +39,9 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "interfaces": "One entry per interface of a path.",
             "workers": "One entry per worker: per path and queue.",
             "reloads": "What became of the configuration since the supervisor started.",
+            "clients_refused": "Connections closed without an answer since the supervisor started, by "
+            "listener (`control`, `metrics`) and reason: `busy`, more at once than are served; `slow`, the "
+            "client did not ask, or take its answer, in time.",
         },
     ),
     Reloads: (

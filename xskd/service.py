@@ -59,6 +59,7 @@ async def _serve(outlook: Outlook, refused: str, file: Path, store: Store) -> No
             supervisor.reload,
             captures,
             group=outlook.plan.control_group,
+            refusals=supervisor.refusals,
         )
         try:
             await control.start()
@@ -126,7 +127,10 @@ class Surroundings:
         if address is not None:
             try:
                 new = Endpoint(
-                    address, asyncio.get_running_loop(), partial(self._supervisor.status, new_marks=True)
+                    address,
+                    asyncio.get_running_loop(),
+                    partial(self._supervisor.status, new_marks=True),
+                    self._supervisor.refusals,
                 )
             except OSError as error:
                 host, port = address

@@ -133,6 +133,7 @@ class DaemonStatus:
 
     `config_error`: why the file is not what runs, None if it is. `paths` are all that are
     configured; `waiting`: those that cannot run on the machine as it is, and why. `kernel` is its release.
+    `clients_refused`: connections turned away, by listener and reason.
     """
 
     version: str
@@ -147,6 +148,7 @@ class DaemonStatus:
     workers: tuple[WorkerStatus, ...]
     kernel: str
     reloads: Reloads
+    clients_refused: dict[str, dict[str, int]]
 
     def as_json(self) -> dict[str, Any]:
         """The whole picture as plain values."""

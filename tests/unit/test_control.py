@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from xskd import control
 from xskd.captures import Captures
 from xskd.control import ControlServer, Refused, ask
 from xskd.errors import ConfigError, Problem, XskdError
+from xskd.refusals import Refusals
 from xskd.status import DaemonStatus
 
 
@@ -41,11 +45,12 @@ def serving(
     client: Callable[[], Any],
     status: Callable[[], DaemonStatus] = picture,
     reload: Callable[..., Awaitable[list[str]]] = reload,
+    refusals: Refusals | None = None,
 ) -> Any:
     """Let a client run in a thread while a server listens; what it returns."""
 
     async def both() -> Any:
-        server = ControlServer(path, status, reload, Captures(dict))
+        server = ControlServer(path, status, reload, Captures(dict), refusals=refusals)
         await server.start()
         try:
             return await asyncio.wait_for(asyncio.to_thread(client), 10)
@@ -174,6 +179,7 @@ def test_a_silent_client_is_dropped_after_its_time(path: Path, monkeypatch: pyte
 
 def test_more_clients_than_it_serves_are_turned_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "MAX_CLIENTS", 2)
+    monkeypatch.setattr(control, "BUSY_SECONDS", 0.1)
     said: list[str] = []
 
     def crowd() -> None:
@@ -188,6 +194,76 @@ def test_more_clients_than_it_serves_are_turned_away(path: Path, monkeypatch: py
 
     serving(path, crowd)
     assert said == [f"{path}: the daemon is too busy to answer"]
+
+
+def test_who_finds_all_places_taken_comes_again_and_is_served(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "MAX_CLIENTS", 1)
+    monkeypatch.setattr(control, "REQUEST_SECONDS", 0.3)
+
+    def crowd() -> Any:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(path))
+            return ask(path, "status")["ok"]
+
+    refusals = Refusals()
+    assert serving(path, crowd, refusals=refusals) is True
+    assert refusals.counts()["control"]["slow"] == 1
+    assert refusals.counts()["control"]["busy"] > 0
+
+
+def test_the_group_cannot_take_the_places_of_root(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is of the group is told by a fake here; tests/kernel has a real one."""
+    monkeypatch.setattr(control, "MAX_CLIENTS", 1)
+    monkeypatch.setattr(control, "BUSY_SECONDS", 0.0)
+    members = iter([4711, 4711, os.geteuid()])
+    monkeypatch.setattr(control, "_asker", lambda writer: next(members))
+
+    def crowd() -> Any:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(path))
+            with pytest.raises(XskdError, match="too busy"):
+                ask(path, "status")
+            return ask(path, "status")["ok"]
+
+    assert serving(path, crowd) is True
+
+
+def test_a_client_that_does_not_take_its_answer_is_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing alone would keep the answer and the descriptor for as long as the client likes."""
+    monkeypatch.setattr(control, "REQUEST_SECONDS", 0.1)
+
+    def large() -> DaemonStatus:
+        return replace(picture(), text="x" * (8 << 20))  # more than sockets hold
+
+    refusals = Refusals()
+
+    def client() -> None:
+        before = descriptors()
+        with socket.socket(socket.AF_UNIX) as deaf:
+            deaf.connect(str(path))
+            deaf.sendall(b'{"verb": "status"}\n')
+            assert eventually(lambda: refusals.counts()["control"]["slow"] == 1)
+            assert eventually(lambda: descriptors() == before + 1), "the server keeps its end"
+
+    serving(path, client, large, refusals=refusals)
+
+
+def descriptors() -> int:
+    """Count this process's."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 # ---- the file -------------------------------------------------------------------------------------
