@@ -227,6 +227,7 @@ static inlined uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 			done++;
 		}
 	}
+	poison(to->umem, fill, kept);
 	ring_submit(fill, kept);
 	ring_release(completion, n);
 	settle(from->umem);

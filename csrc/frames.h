@@ -10,8 +10,10 @@
 #include <linux/if_ether.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "forward.h"
+#include "ring.h"
 
 /* Newer than Debian 12's header: another descriptor of the same packet follows. */
 #ifndef XDP_PKT_CONTD
@@ -120,6 +122,22 @@ static inline struct frames frames_of(const struct xskd_umem *umem)
 static inline uint64_t length_of(const struct xdp_desc *desc)
 {
 	return desc->len | (uint64_t)desc->options << 32;
+}
+
+/* A build for tests says a byte here (tests/kernel/hostile). What was in a frame is gone then before the kernel
+ * gets it back, so that whoever forwards more than has come in forwards this. */
+#ifndef XSKD_POISON
+#define XSKD_POISON (-1)
+#endif
+
+/* The frames of FILL's next n slots, which are not submitted yet. */
+static inline void poison(const struct xskd_umem *umem, const struct xskd_ring *fill, uint32_t n)
+{
+	for (uint32_t i = 0; XSKD_POISON >= 0 && i < n; i++) {
+		uint64_t frame = *ring_addr(fill, i) & ~(uint64_t)(umem->frame_size - 1);
+
+		memset(umem->area + frame, XSKD_POISON, umem->frame_size);
+	}
 }
 
 /* Does the packet go on in the next descriptor? */

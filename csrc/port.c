@@ -168,6 +168,7 @@ uint32_t xskd_refill(struct xskd_port *port)
 	}
 	intend(port->umem, OPERATION_REFILL, port->index, port->index, ring->own);
 	refill_slots(port, n);
+	poison(port->umem, ring, n);
 	ring_submit(ring, n);
 	in_this_order();
 	refill_owners(port, n);
