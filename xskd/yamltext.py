@@ -17,10 +17,12 @@ from xskd.errors import ConfigError, Problem
 
 Keys = tuple[str | int, ...]  # the way to a value: ("interfaces", "eth1", "rings", "tx")
 
-# A file an operator writes is far below these; a file made to hurt is stopped by them within a second or two.
+# A file an operator writes is far below these; a file made to hurt is stopped by them within some seconds
+# and 150 MB.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
-MAX_NODES = 50_000  # some 2,000 interfaces with every key given
+MAX_NODES = 150_000  # six interfaces with 1,024 rules of five keys each have half of it
+MAX_NUMBER = 40  # characters; Python reads 0xfff... of any length, and then refuses to write it
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,11 @@ class _Reader:
             return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
         if node.tag.rpartition(":")[2] not in ("bool", "float", "int", "null"):
             return node.value  # dates and the like mean nothing here: text
-        if ":" in node.value:  # YAML 1.1 would read 22:25 as 1345, in base 60
+        if ":" in node.value or len(node.value) > MAX_NUMBER:  # YAML 1.1 would read 22:25 as 1345, in base 60
             return node.value
         try:
             return self._scalars.construct_object(node)
-        except ValueError:  # a number of more digits than Python converts
+        except ValueError:  # what YAML takes for a number and Python does not, like 0b_ or 09
             return node.value
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:

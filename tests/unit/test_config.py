@@ -85,12 +85,12 @@ HOSTILE = {
 def test_hostile_text_is_refused_quickly_and_briefly(text: str) -> None:
     started = time.process_time()
     lines = errors_of(text).splitlines()
-    assert time.process_time() - started < 10  # about a second here; without bounds minutes or a crash
+    assert time.process_time() - started < 20  # some seconds here; without bounds minutes or a crash
     assert max(map(len, lines)) < 400
 
 
 def test_too_many_values_are_refused_with_the_limit() -> None:
-    assert errors_of(HOSTILE["flat list"]).startswith("x.yaml:1: more than 50000 values;")
+    assert errors_of(HOSTILE["flat list"]).startswith("x.yaml:1: more than 150000 values;")
 
 
 @pytest.mark.parametrize(
