@@ -380,6 +380,7 @@ static void take_stock(struct xskd_forward *forward, struct xskd_adoption *repor
 		port->rx_side = port->tx_side = 0;
 		port->refilled = ring_used_by_producer(&port->rings[XSKD_FILL]);
 		port->blocked_since_ns = port->unfinished_since_ns = 0;
+		port->wrong = 0;
 		port->error = 0;
 	}
 	for (uint32_t frame = umem->frames; frame-- > 0;)

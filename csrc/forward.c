@@ -224,6 +224,7 @@ static inlined uint32_t recycle(struct xskd_port *from, struct xskd_port *to)
 		done += good;
 		if (unlikely(good < run)) {
 			count(&from->counters->completion_invalid, 1);
+			frames_wrong(from, XSKD_COMPLETION);
 			done++;
 		}
 	}
@@ -264,7 +265,8 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 {
 	const uint32_t n = ring_peek(&in->rings[XSKD_RX], most);
 
-	if (n == 0)
+	observe(out, XSKD_TX, ring_used_by_producer(&out->rings[XSKD_TX]));
+	if (ring_peek(&in->rings[XSKD_RX], 1) == 0)
 		return 0;
 	if (forward->action != XSKD_ROUTE)      /* may come here several times a turn */
 		count(&in->counters->tx_blocked, 1);

@@ -26,6 +26,7 @@
 #define XSKD_MAX_PORTS 16
 #define XSKD_BURST 64           /* entries taken from one RX ring before the next port has its turn */
 #define XSKD_MAX_FRAGMENTS 18   /* descriptors of one packet: the kernel's MAX_SKB_FRAGS + 1 */
+#define XSKD_WRONG_ENTRIES 64   /* of a port's RX and completion rings, after which they are not believed any more */
 #define XSKD_BATCHES 8          /* histogram: up to 1, 2, 4, ..., 64 packets, and more */
 #define XSKD_TIMES 17           /* histogram: up to 2^10, 2^11, ..., 2^25 nanoseconds, and more */
 #define XSKD_TIMES_FIRST 10     /* 2^10 ns is about a microsecond, 2^25 ns are 34 milliseconds */
@@ -121,6 +122,7 @@ struct xskd_port_counters {
 	uint64_t completion_invalid;    /* completion entries that name no frame of this port's TX side */
 	uint64_t ring_full[XSKD_RINGS];         /* times that a look found it full, and the look before not */
 	uint64_t ring_empty[XSKD_RINGS];        /* times that a look found it empty, and the look before not */
+	uint64_t ring_corrupt[XSKD_RINGS];      /* times that it could not be believed any more: that ends a worker */
 	/* Samples: one wakeup and one packet in so many is timed. */
 	uint64_t wakeup_tx_times[XSKD_TIMES];   /* sendto() calls by how long they took */
 	uint64_t wakeup_rx_times[XSKD_TIMES];   /* recvfrom() calls, likewise */
@@ -204,7 +206,9 @@ struct xskd_port {
 	uint64_t blocked_since_ns;      /* TX without room since then; 0: it has room */
 	uint64_t unfinished_since_ns;   /* the beginning of a packet waits in RX for its end since then; 0: none */
 	uint32_t multi_buffer;  /* packets may have several descriptors: bound with XDP_USE_SG */
-	int error;              /* errno that ended this port, 0 while it works */
+	uint32_t wrong;         /* entries of RX and completion so far that no kernel should give */
+	uint32_t corrupt;       /* enum xskd_ring_name: which one, if `error` is EBADMSG */
+	int error;              /* errno that ended this port, 0 while it works; EBADMSG: a ring is corrupt */
 };
 
 struct xskd_capture;
@@ -257,7 +261,7 @@ int xskd_wakeup_tx(struct xskd_port *port);
 int xskd_wakeup_rx(struct xskd_port *port);
 
 /* The loop. Returns after at most duration_ns, earlier when control_fd is readable: 0, or the errno of a
- * port that died (port->error). */
+ * port that died (port->error). After EBADMSG its rings must not be used again, nor be adopted. */
 int xskd_forward_run(struct xskd_forward *forward, uint64_t duration_ns);
 uint32_t xskd_forward_turn(struct xskd_forward *forward);
 /* Count where every frame is and publish it with the ring levels. Returns frames_unaccounted. */

@@ -7,6 +7,8 @@
  */
 #include "frames.h"
 
+#include <errno.h>
+
 #include "observe.h"
 #include "ring.h"
 
@@ -52,6 +54,21 @@ uint32_t xskd_umem_give(struct xskd_umem *umem, const struct xdp_desc *held, uin
 	return given;
 }
 
+void __attribute__((cold)) frames_distrust(struct xskd_port *port, enum xskd_ring_name name)
+{
+	if (port->error)
+		return;
+	count(&port->counters->ring_corrupt[name], 1);
+	port->corrupt = name;
+	port->error = EBADMSG;
+}
+
+void __attribute__((noinline, cold)) frames_wrong(struct xskd_port *port, enum xskd_ring_name name)
+{
+	if (++port->wrong >= XSKD_WRONG_ENTRIES)
+		frames_distrust(port, name);
+}
+
 void __attribute__((cold)) frames_quarantine(struct xskd_port *port, const struct xdp_desc *desc)
 {
 	struct xskd_umem *umem = port->umem;
@@ -67,18 +84,31 @@ void __attribute__((cold)) frames_quarantine(struct xskd_port *port, const struc
 void __attribute__((cold)) frames_refuse(struct xskd_port *port, const struct xdp_desc *desc)
 {
 	count(&port->counters->drops[XSKD_DROP_INVALID], 1);
+	frames_wrong(port, XSKD_RX);
 	frames_quarantine(port, desc);
+}
+
+/* A ring's entries, at most so many. The loop looks at each ring now and then, here it is done to all: none can
+ * be corrupt for longer than from one publish to the next. */
+static uint32_t level(struct xskd_port *port, enum xskd_ring_name name, uint32_t most)
+{
+	const struct xskd_ring *ring = &port->rings[name];
+	const bool produces = name == XSKD_FILL || name == XSKD_TX;
+	const uint32_t used = produces ? ring_used_by_producer(ring) : ring_used_by_consumer(ring);
+
+	if (used > ring->size)
+		frames_distrust(port, name);
+	return at_most(used, most);
 }
 
 /* Rings move while we look, and the kernel publishes what it consumed late; what we gave and did not get
  * back is exact, so every level is bounded by it and the rest is in the kernel. */
-static void publish_port(const struct xskd_port *port, uint64_t *in)
+static void publish_port(struct xskd_port *port, uint64_t *in)
 {
-	const struct xskd_ring *rings = port->rings;
-	uint32_t rx = at_most(ring_used_by_consumer(&rings[XSKD_RX]), port->rx_side);
-	uint32_t fill = at_most(ring_used_by_producer(&rings[XSKD_FILL]), port->rx_side - rx);
-	uint32_t completion = at_most(ring_used_by_consumer(&rings[XSKD_COMPLETION]), port->tx_side);
-	uint32_t tx = at_most(ring_used_by_producer(&rings[XSKD_TX]), port->tx_side - completion);
+	uint32_t rx = level(port, XSKD_RX, port->rx_side);
+	uint32_t fill = level(port, XSKD_FILL, port->rx_side - rx);
+	uint32_t completion = level(port, XSKD_COMPLETION, port->tx_side);
+	uint32_t tx = level(port, XSKD_TX, port->tx_side - completion);
 
 	set(&port->counters->ring_entries[XSKD_FILL], fill);
 	set(&port->counters->ring_entries[XSKD_RX], rx);

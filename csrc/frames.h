@@ -191,6 +191,12 @@ static inline void swap_macs(uint8_t *packet)
 /* xskd_wakeup_tx for whoever knows how many descriptors wait on TX: at least one. */
 int port_wakeup_tx(struct xskd_port *port, uint32_t pending);
 
+/* The other side has done to a ring what no kernel does, and nothing in it can be believed any more: the port
+ * is finished, as by an errno. */
+void frames_distrust(struct xskd_port *port, enum xskd_ring_name name);
+/* An entry of RX or completion that no kernel should give. It does no harm, but it should have been another one,
+ * whose frame does not come back: a port bears a few in its life. */
+void frames_wrong(struct xskd_port *port, enum xskd_ring_name name);
 /* An RX descriptor that is not what it should be: count it, and if it names a frame of this port, put
  * that where nobody uses it again. Only a broken kernel or driver gets here. */
 void frames_refuse(struct xskd_port *port, const struct xdp_desc *desc);

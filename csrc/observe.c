@@ -7,15 +7,19 @@
 #include "syscalls.h"
 
 /* Empty and full are news once, and so is that it is no longer so; in between is only what is higher than
- * the mark. */
+ * the mark. More than fits is always news, and the last. */
 void __attribute__((noinline)) observe_news(struct xskd_port *port, enum xskd_ring_name name, uint32_t level)
 {
 	struct xskd_quiet *quiet = &port->quiet[name];
 	const uint32_t size = port->rings[name].size;
 
+	if (level > size) {
+		frames_distrust(port, name);
+		return;
+	}
 	if (level > port->highest[name])
 		port->highest[name] = level;
-	if (level == 0 || level >= size) {
+	if (level == 0 || level == size) {
 		count(level ? &port->counters->ring_full[name] : &port->counters->ring_empty[name], 1);
 		*quiet = (struct xskd_quiet){ .from = level, .span = 0 };
 	} else {

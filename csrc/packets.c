@@ -74,13 +74,16 @@ static void give_up_frame(struct xskd_port *in, const struct xdp_desc *desc)
 {
 	const struct frames frames = frames_of(in->umem);
 
-	if (!owned(&frames, desc->addr, rx_owner(in)))
+	if (!owned(&frames, desc->addr, rx_owner(in))) {
+		frames_wrong(in, XSKD_RX);
 		return;
+	}
 	if (fits(&frames, desc->addr, part_of(desc))) {
 		route_forget(in->umem->area + desc->addr, desc->addr & frames.mask);
 		put_free(in->umem, (uint32_t)frame_of(in, desc));
 		in->rx_side--;
 	} else {
+		frames_wrong(in, XSKD_RX);
 		frames_quarantine(in, desc);
 	}
 	in_this_order();
@@ -216,6 +219,7 @@ static uint32_t __attribute__((cold)) drop_packets(const struct xskd_forward *fo
 static uint32_t __attribute__((cold)) blocked(const struct xskd_forward *forward, struct xskd_port *in,
 					      struct xskd_port *out, uint32_t n)
 {
+	observe(out, XSKD_TX, ring_used_by_producer(&out->rings[XSKD_TX]));
 	if (forward->action != XSKD_ROUTE)
 		count(&in->counters->tx_blocked, 1);
 	if (out->blocked_since_ns == 0)

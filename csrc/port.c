@@ -114,6 +114,7 @@ uint32_t xskd_complete(struct xskd_port *port)
 
 		if (!owned(&frames, addr, owner)) {
 			count(&port->counters->completion_invalid, 1);
+			frames_wrong(port, XSKD_COMPLETION);
 			continue;
 		}
 		put_free(port->umem, (uint32_t)(addr >> frames.shift));

@@ -13,7 +13,8 @@
  *   - We read the other side's index with acquire and publish ours with release: what was written before
  *     the index moved is visible to whoever sees the index move. These are real barriers, also on arm64.
  *   - The other side is not trusted: a difference greater than the size is impossible unless the ring is
- *     corrupt, and is answered with "nothing to do here" rather than with an access out of bounds.
+ *     corrupt, and is answered with "nothing to do here" rather than with an access out of bounds. Whoever
+ *     looks at levels (observe.c, frames.c) ends the port for it.
  *   - There are no system calls here, and nothing here knows what an entry means.
  *
  * Words: a producer reserves slots and submits them; a consumer peeks at entries and releases them

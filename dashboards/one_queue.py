@@ -229,10 +229,11 @@ LOSSES = (
     ),
     Panel(
         "Invalid entries and other XDP_STATISTICS",
-        "Completions that name no frame of ours and *_invalid_descs: worry at the first one. "
+        "Completions that name no frame of ours, corrupt rings and *_invalid_descs: worry at the first one. "
         "rx_fill_ring_empty_descs: worry when it grows; tx_ring_empty_descs: benign.",
         {
             "{{interface}} completion": rate("xskd_completion_invalid_descriptors_total", PORT),
+            "{{interface}} {{ring}} corrupt": rate("xskd_ring_corrupt_total", PORT),
             "{{interface}} {{stat}}": rate(
                 "xskd_xdp_statistics_total", f'{PORT}, stat!~"rx_dropped|rx_ring_full"'
             ),

@@ -338,6 +338,7 @@ HEALTH = (
         f"Completion and ring entries that cannot be right: a driver's bug, or xskd's. {COUNTS_ONE}",
         queries={
             "entries": f"sum(xskd_completion_invalid_descriptors_total{{{PORT}}}) + "
+            f"sum(xskd_ring_corrupt_total{{{PORT}}}) + "
             f'sum(xskd_xdp_statistics_total{{{PORT}, stat=~"(rx|tx)_invalid_descs"}})'
         },
         bad=1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.text import Text
 
@@ -408,11 +408,7 @@ def troubles(picture: Picture) -> list[tuple[str, str]]:
         if counters["frames_in"]["quarantined"]:
             made.append((name, f"{counters['frames_in']['quarantined']:,} frames quarantined"))
         for port in worker["ports"]:
-            where = f"{port['interface']}:{port['queue']}"
-            if port["kernel"]["rx_invalid_descs"]:
-                made.append((where, f"{port['kernel']['rx_invalid_descs']:,} FILL entries refused: a bug"))
-            if port["counters"]["completion_invalid"]:
-                made.append((where, f"{port['counters']['completion_invalid']:,} false completions: a bug"))
+            made += _lies(port)
     for interface in picture["interfaces"]:
         if interface.get("queues_without_socket"):
             made.append((interface["name"], f"{interface['queues_without_socket']} queues without a socket"))
@@ -423,3 +419,15 @@ def troubles(picture: Picture) -> list[tuple[str, str]]:
         if interface.get("foreign_program"):
             made.append((interface["name"], "has an XDP program that is not of xskd"))
     return made
+
+
+def _lies(port: dict[str, Any]) -> list[tuple[str, str]]:
+    """What kernel and worker told each other in a socket's rings that cannot be."""
+    where, counters = f"{port['interface']}:{port['queue']}", port["counters"]
+    corrupt = counters.get("ring_corrupt", {})
+    made = [f"{ring} ring corrupt, {times:,} times: a bug" for ring, times in corrupt.items() if times]
+    if port["kernel"]["rx_invalid_descs"]:
+        made.append(f"{port['kernel']['rx_invalid_descs']:,} FILL entries refused: a bug")
+    if counters["completion_invalid"]:
+        made.append(f"{counters['completion_invalid']:,} false completions: a bug")
+    return [(where, text) for text in made]

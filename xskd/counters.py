@@ -46,6 +46,7 @@ NAMES = {
     "wakeup_ns": DIRECTIONS,
     "ring_full": RINGS,
     "ring_empty": RINGS,
+    "ring_corrupt": RINGS,
     "ring_entries": RINGS,
     "ring_high_water": RINGS,
     "frames_in": PLACES,
@@ -84,6 +85,7 @@ class PortCounters:
     completion_invalid: int
     ring_full: dict[str, int]
     ring_empty: dict[str, int]
+    ring_corrupt: dict[str, int]
     wakeup_tx_times: list[int]
     wakeup_rx_times: list[int]
     wakeup_ns: dict[str, int]

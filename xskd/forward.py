@@ -99,8 +99,7 @@ class Forwarder:
             dead = next((s for s in self.sockets if s.port.error), None)
             if dead is None:
                 raise XskError("poll", errno=error)
-            hint = "the socket is no longer bound: its device is gone"
-            raise XskError("wakeup", interface=dead.interface, queue=dead.queue, errno=error, hint=hint)
+            raise dead.died()
         for member in self.sockets:  # an idle socket makes no call that would fail
             member.probe()
         return bool(self._forward.control_ready)

@@ -195,6 +195,15 @@ PORT_ROWS = (
         lambda p: p.counters.ring_empty,
     ),
     Row(
+        "xskd_ring_corrupt",
+        "counter",
+        (*PORT, "ring"),
+        "Times that a worker ended because it could not believe the ring any more: an index that cannot be, "
+        "or the 64th entry that names no frame of ours. It is started again with new sockets; what was in "
+        "the rings is lost. Worry at the first one.",
+        lambda p: p.counters.ring_corrupt,
+    ),
+    Row(
         "xskd_rx_batch_packets",
         "histogram",
         PORT,

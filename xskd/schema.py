@@ -206,6 +206,8 @@ WORDS: dict[type, tuple[str, dict[str, str]]] = {
             "ring_high_water": "The most entries since the last scrape of `/metrics`, by ring.",
             "ring_full": "Times that the worker found the ring newly full, by ring.",
             "ring_empty": "Times that the worker found the ring newly empty, by ring.",
+            "ring_corrupt": "Times that the worker ended because it could not believe the ring any more, by "
+            "ring; a bug, of the driver or the kernel most likely, if not 0.",
         },
     ),
     Statistics: (

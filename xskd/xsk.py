@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from xskd._forward import ffi, lib
+from xskd.counters import RINGS
 from xskd.errors import XskError
 from xskd.uapi import OFFSETS_WITH_FLAGS, STATISTICS_NEW, Rings, Statistics, parse_mmap_offsets
 from xskd.umem import MAX_FRAGMENTS, Batch, Umem
@@ -153,6 +154,7 @@ class Socket:
                 self._socket.setsockopt(lib.SOL_XDP, option, getattr(self.rings, name))
         self._raise_tx_budget()
         self._map_rings()
+        self._counters.rx_rest = 0  # new rings: the rest of a packet in old ones does not come here
 
     def set_mtu(self, mtu: int) -> None:
         """The interface's MTU in bytes: longer packets are not transmitted."""
@@ -259,6 +261,18 @@ class Socket:
             return True
         self.probe()
         return False
+
+    def died(self) -> XskError:
+        """The error that ended the loop here, from `port.error`."""
+        if self.port.error != errno.EBADMSG:
+            hint = "the socket is no longer bound: its device is gone"
+            return self._error("wakeup", self.port.error, hint)
+        ring, wrong = RINGS[self.port.corrupt], self.port.wrong
+        hint = "its index cannot be"
+        if wrong >= lib.XSKD_WRONG_ENTRIES:
+            hint = f"{wrong} entries of rx and completion name no frame that the kernel has"
+        hint += "; a bug of the driver or the kernel, and only new sockets help"
+        return self._error(f"{ring} ring", self.port.error, hint)
 
     def probe(self) -> None:
         """Ask the kernel whether the socket still has its device: nothing else tells an idle one.

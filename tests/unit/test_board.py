@@ -197,6 +197,7 @@ def test_status_without_losses_says_so(screen: io.StringIO) -> None:
 def test_what_is_no_loss_but_wrong_is_named() -> None:
     counters = worker()["counters"] | {"frames_unaccounted": 2, "frames_in": {"quarantined": 1}}
     one = port(counts={"rx_invalid_descs": 3, "completion_invalid": 4})
+    one["counters"]["ring_corrupt"] = {"fill": 0, "rx": 2}
     bad = {"queues_without_socket": 5, "foreign_program": True, "name": "eth1"}
     now = picture(worker(0, one, counters=counters))
     now["interfaces"] = [now["interfaces"][0] | bad]
@@ -207,6 +208,7 @@ def test_what_is_no_loss_but_wrong_is_named() -> None:
         ["configuration", "not", "loaded:", "x.yaml:2:"],
         ["wire/0:", "2", "frames", "unaccounted"],
         ["wire/0:", "1", "frames", "quarantined"],
+        ["eth1:0:", "rx", "ring", "corrupt,"],
         ["eth1:0:", "3", "FILL", "entries"],
         ["eth1:0:", "4", "false", "completions:"],
         ["eth1:", "5", "queues", "without"],
