@@ -35,6 +35,10 @@
  * when to try again, so a sleep is cut to this. */
 #define TX_RETRY_NS (1000 * 1000ull)
 
+/* An interface that is down is no short trouble, and nothing tells when it is up again: it is asked twice at
+ * once, then after a millisecond, and ever less often, down to this. What waits for it goes so late at most. */
+#define DOWN_RETRY_NS (10 * 1000 * 1000ull)
+
 /* ---- between ports ----------------------------------------------------------------------------- */
 
 /* Runs are worked off in blocks of this many entries: of a constant number the compiler makes straight code,
@@ -453,11 +457,35 @@ static inlined uint32_t recycle_all(struct xskd_port *out, struct xskd_port *in)
 	return moved;
 }
 
-static inlined void tell_to_send(struct xskd_port *out)
+/* Between two questions whether an egress is up again. */
+static uint64_t next_pause(uint64_t last_ns)
+{
+	if (last_ns == 0)
+		return TX_RETRY_NS;
+	return 2 * last_ns < DOWN_RETRY_NS ? 2 * last_ns : DOWN_RETRY_NS;
+}
+
+/* To an egress that was down when it was last told: is it up again? */
+static void __attribute__((noinline, cold)) tell_if_up(const struct xskd_forward *forward, struct xskd_port *out,
+						       uint32_t pending)
+{
+	if (forward->now_ns < out->ask_at_ns)
+		return;
+	out->down = 0;
+	port_wakeup_tx(out, pending);
+	out->pause_ns = out->down ? next_pause(out->pause_ns) : 0;
+	out->ask_at_ns = out->down ? forward->now_ns + out->pause_ns : 0;
+}
+
+static inlined void tell_to_send(const struct xskd_forward *forward, struct xskd_port *out)
 {
 	const uint32_t pending = ring_used_by_producer(&out->rings[XSKD_TX]);
 
-	if (pending)
+	if (pending == 0)
+		return;
+	if (unlikely(out->down))
+		tell_if_up(forward, out, pending);
+	else
 		port_wakeup_tx(out, pending);
 }
 
@@ -499,7 +527,7 @@ static uint32_t __attribute__((noinline)) route_turn(struct xskd_forward *forwar
 		moved += replenish(forward->ports[i], taken);
 	}
 	for (uint32_t i = 0; i < forward->port_count; i++)
-		tell_to_send(forward->ports[i]);
+		tell_to_send(forward, forward->ports[i]);
 	for (uint32_t i = 0; i < forward->port_count; i++)
 		if (unlikely(forward->ports[i]->until_sample == 0))
 			observe_sent(forward->ports[i]);
@@ -524,7 +552,7 @@ uint32_t xskd_forward_turn(struct xskd_forward *forward)
 				slower_burst(forward, in, out) :
 				forward_burst(forward, in, out, XSKD_BURST, false);
 		moved += taken;
-		tell_to_send(out);
+		tell_to_send(forward, out);
 		if (unlikely(in->until_sample == 0))
 			observe_sent(in);
 		moved += replenish(in, taken);
@@ -550,6 +578,12 @@ static bool held_up(const struct xskd_forward *forward, uint32_t port)
 	return egress != NOWHERE && forward->ports[egress]->blocked_since_ns;
 }
 
+/* In how many nanoseconds to try again to send what waits on TX. */
+static uint64_t retry_in(const struct xskd_forward *forward, const struct xskd_port *port)
+{
+	return port->ask_at_ns > forward->now_ns ? port->ask_at_ns - forward->now_ns : TX_RETRY_NS;
+}
+
 /* Sleeps until a packet arrives, a full TX ring has room, somebody writes to control_fd, or the time is
  * up. POLLOUT is asked for only while TX is blocked: it is ready whenever TX is at most half full, so
  * asking always would never sleep. POLLIN is left out for a port that is held up, for the same
@@ -570,8 +604,8 @@ static int wait_for_work(struct xskd_forward *forward, uint64_t timeout_ns)
 		fds[i] = (struct pollfd){ .fd = port->fd, .events = events };
 		if (ring_needs_wakeup(&port->rings[XSKD_FILL]))
 			count(&port->counters->wakeups[XSKD_WAKEUP_SLEEP], 1);
-		if (ring_used_by_producer(&port->rings[XSKD_TX]) && timeout_ns > TX_RETRY_NS)
-			timeout_ns = TX_RETRY_NS;
+		if (ring_used_by_producer(&port->rings[XSKD_TX]) && timeout_ns > retry_in(forward, port))
+			timeout_ns = retry_in(forward, port);
 	}
 	fds[forward->port_count] = (struct pollfd){ .fd = forward->control_fd, .events = POLLIN };
 	count(&forward->counters->sleeps, 1);

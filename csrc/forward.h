@@ -205,6 +205,9 @@ struct xskd_port {
 	uint64_t waking_ns;     /* in wakeups since the last publish, as far as they were timed */
 	uint64_t blocked_since_ns;      /* TX without room since then; 0: it has room */
 	uint64_t unfinished_since_ns;   /* the beginning of a packet waits in RX for its end since then; 0: none */
+	uint64_t ask_at_ns;     /* the interface is down, and is not told to send before; 0: at once */
+	uint64_t pause_ns;      /* between the last two times that it was */
+	uint32_t down;          /* 1: the last wakeup said so */
 	uint32_t multi_buffer;  /* packets may have several descriptors: bound with XDP_USE_SG */
 	uint32_t wrong;         /* entries of RX and completion so far that no kernel should give */
 	uint32_t corrupt;       /* enum xskd_ring_name: which one, if `error` is EBADMSG */

@@ -186,6 +186,7 @@ static int __attribute__((noinline, cold)) wakeup_failed(struct xskd_port *port,
 
 	switch (error) {
 	case EAGAIN:
+	case EINTR:
 		count(&errors[XSKD_ERROR_EAGAIN], 1);
 		return 0;
 	case EBUSY:     /* one frame is completed but was not sent: a drop like any other */
@@ -193,10 +194,12 @@ static int __attribute__((noinline, cold)) wakeup_failed(struct xskd_port *port,
 		count(&port->counters->drops[XSKD_DROP_TX_REFUSED], 1);
 		return 0;
 	case ENOBUFS:
+	case ENOMEM:    /* of a packet of several frames: the kernel keeps the rest of it for the next call */
 		count(&errors[XSKD_ERROR_ENOBUFS], 1);
 		return 0;
 	case ENETDOWN:
 		count(&errors[XSKD_ERROR_ENETDOWN], 1);
+		port->down = 1;
 		return 0;
 	case ENXIO:
 		count(&errors[XSKD_ERROR_ENXIO], 1);
