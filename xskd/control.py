@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import grp
 import json
+import logging
 import os
 import socket
 import struct
@@ -49,6 +50,8 @@ RELOAD_SECONDS = 70.0  # the same, when it has work to do first; it gives up ear
 BUSY_SECONDS = 5.0  # for a daemon whose places are all taken to have one; the slowest has its for two
 RETRY_SECONDS = 0.1
 MAX_CLIENTS = 16  # at once, of those who may do everything; and as many of the group
+
+log = logging.getLogger("xskd")
 
 
 class Refused(XskdError):
@@ -97,21 +100,27 @@ class ControlServer:
                 _refuse_if_alive(self.path)
                 self.path.unlink()
             listening = _listen(self.path, self._group)
+            try:
+                self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=MAX_REQUEST)
+            except OSError:
+                listening.close()
+                self.path.unlink()
+                raise
         except OSError as error:
             raise XskdError(
                 f"control socket {self.path}: {error.strerror}; see key control.socket"
             ) from error
-        # The loop accepts as many at once as may wait; more would be descriptors for clients without a place.
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=listening, limit=MAX_REQUEST, backlog=MAX_CLIENTS
-        )
 
     async def close(self) -> None:
         """Stop listening and remove the file."""
         if self._server is not None:
             self._server.close()
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self.path.unlink()
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # no reason to end otherwise than in order
+                log.warning("control socket %s stays behind: %s", self.path, error.strerror)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         trusted = _trusted(_asker(writer))

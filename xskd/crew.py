@@ -309,11 +309,11 @@ class Crew:
         loop = asyncio.get_running_loop()
         try:
             process = slot.spawn(adopt=adopt and self._can_adopt)
+            loop.add_reader(process.link, self._post, Said(slot, process))
+            loop.add_reader(process.pidfd, self._exited, slot, process)
         except (XskdError, OSError) as error:
             self._bury(slot, "spawn", str(error))
             return
-        loop.add_reader(process.link, self._post, Said(slot, process))
-        loop.add_reader(process.pidfd, self._exited, slot, process)
         loop.call_later(START_SECONDS, self._post, Late(slot, process, "start"))
 
     def _exited(self, slot: Slot, process: Peer) -> None:

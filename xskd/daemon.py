@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xskd import __version__, config, inheritance, logs, machine, notify
+from xskd.aside import aside
 from xskd.crew import Crew, Due, Exited, Late, Said, WorkerEvent
 from xskd.difference import Difference, difference
 from xskd.errors import ConfigError, Problem, XdpError, XskdError
@@ -253,7 +254,7 @@ class Supervisor:
                 error = XskdError(f"asking the kernel about interfaces: {error}")
             self.events.put_nowait(Looked(error or done.result(), reload))
 
-        asyncio.get_running_loop().run_in_executor(None, looking).add_done_callback(looked)
+        aside(looking).add_done_callback(looked)
 
     def _looked(self, found: Outlook | XskdError, reload: Reload | None) -> None:
         if isinstance(found, XskdError):

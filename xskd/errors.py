@@ -86,6 +86,53 @@ class RulesError(XskdError):
     """Rules that do not fit the tables of the BPF program; says which of them, and what to write instead."""
 
 
+# What a person can do about a limit that a daemon has come to.
+LIMITS = {
+    errno_names.EMFILE: "it has no descriptors left: raise LimitNOFILE= of its unit",
+    errno_names.ENFILE: "the machine has no descriptors left: raise the sysctl fs.file-max",
+    errno_names.ENOMEM: "no memory left: raise MemoryMax= of its unit, or free some",
+    errno_names.ENOBUFS: "no memory left for sockets: free some",
+    errno_names.EAGAIN: "no thread or process more: raise TasksMax= of its unit",
+}
+
+
+def refusal(error: BaseException) -> XskdError | None:
+    """What a person is told if a call of the kernel's has failed that nobody foresaw; None for a bug.
+
+    Names the function of ours that wanted something and what the kernel said, with what helps.
+    """
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    said = next((each for each in chain if isinstance(each, OSError) and each.errno), None)
+    if said is not None and said.errno is not None:
+        what, advice = errno_name(said.errno), LIMITS.get(said.errno, "")
+        what += f": {said.filename}" if said.filename else ""
+    elif isinstance(error, MemoryError) or "can't start new thread" in str(error):
+        what = str(error) or "MemoryError"
+        advice = LIMITS[errno_names.ENOMEM if isinstance(error, MemoryError) else errno_names.EAGAIN]
+    else:
+        return None
+    return XskdError(": ".join(filter(None, [_asked_by(said or error), what, advice])))
+
+
+def _asked_by(error: BaseException) -> str:
+    """The innermost function of xskd's that was at work, `service._serve`."""
+    name, at = "", error.__traceback__
+    while at is not None:
+        module = str(at.tb_frame.f_globals.get("__name__", ""))
+        if module.startswith("xskd."):
+            name = f"{module.removeprefix('xskd.')}.{at.tb_frame.f_code.co_name}"
+        at = at.tb_next
+    return f"{name} was refused by the kernel" if name else "refused by the kernel"
+
+
+def kernel_said(error: Exception) -> str:
+    """What the kernel answered, of an OSError or of a library's own error with an errno as its `code`."""
+    number = getattr(error, "errno", None) or getattr(error, "code", None)
+    return errno_name(number) if isinstance(number, int) else str(error) or type(error).__name__
+
+
 def errno_name(errno: int) -> str:
     """`EBUSY (Device or resource busy)`: the kernel's name of it, and what it means."""
     name = KERNEL_NAMES.get(errno) or errno_names.errorcode.get(errno, str(errno))

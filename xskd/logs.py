@@ -35,6 +35,7 @@ def set_up(level: str) -> None:
     May be called again, to change the level.
     """
     flush(everything=True)
+    logging.raiseExceptions = False  # a line that cannot be written is no reason to write thirty more
     handler: logging.Handler
     if under_journal():
         handler = Journal()

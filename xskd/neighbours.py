@@ -21,6 +21,8 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from xskd.aside import aside
+
 # With the usual 30 s until STALE and the kernel's own 5 s of patience and 3 s of asking, a next hop that is
 # gone is known to be 15 to 60 s later: as long as it takes with the kernel's own packets.
 REFRESH_SECONDS = 5.0
@@ -75,9 +77,7 @@ class Neighbours:
             self._timer.cancel()
 
     def _refresh(self) -> None:
-        asyncio.get_running_loop().run_in_executor(None, refresh, tuple(self._names())).add_done_callback(
-            self._done
-        )
+        aside(refresh, tuple(self._names())).add_done_callback(self._done)
 
     def _done(self, refreshed: asyncio.Future[int]) -> None:
         if refreshed.cancelled() or not self._started:

@@ -42,6 +42,8 @@ from pyroute2.ethtool.ioctl import (
 )
 from pyroute2.netlink.exceptions import NetlinkError
 
+from xskd.aside import aside
+
 READ_SECONDS = 2.0
 INTERFACE_STATS = ("rx_dropped", "rx_missed_errors", "rx_over_errors", "rx_fifo_errors", "rx_nohandler")
 GONE = frozenset({errno.ENODEV, errno.ENXIO})
@@ -206,8 +208,7 @@ class Nics:
         return {stat: value for stat, value in counters.items() if stat.startswith(way)}
 
     def _read(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, read, tuple(self._names())).add_done_callback(self._done)
+        aside(read, tuple(self._names())).add_done_callback(self._done)
 
     def _done(self, reading: asyncio.Future[dict[str, Reading | Exception]]) -> None:
         if reading.cancelled() or not self._started:

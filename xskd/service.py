@@ -8,12 +8,13 @@ import logging
 import resource
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from xskd import config, inheritance, logs, machine
 from xskd.control import ControlServer
 from xskd.daemon import Supervisor
 from xskd.endpoint import Endpoint
-from xskd.errors import ConfigError, XskdError
+from xskd.errors import ConfigError, XskdError, kernel_said, refusal
 from xskd.machine import Outlook
 from xskd.plan import Plan
 from xskd.store import Store
@@ -24,8 +25,17 @@ log = logging.getLogger("xskd")
 
 
 def run(file: Path) -> None:
-    """Run what the file says until a signal ends it. Raises XskdError if it cannot be started."""
-    _take_descriptors()
+    """Run what the file says until a signal ends it. Raises XskdError if it cannot start or go on."""
+    try:
+        _run(file)
+    except (OSError, MemoryError, RuntimeError) as error:  # the last two also of threads that cannot be had
+        refused = refusal(error)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def _run(file: Path) -> None:
     store = Store()
     outlook, refused = _outlook(file, store)  # before there is an event loop: pyroute2 makes one of its own
     logs.set_up(outlook.plan.log_level)
@@ -34,19 +44,17 @@ def run(file: Path) -> None:
     asyncio.run(_serve(outlook, refused, file, store))
 
 
-def _take_descriptors() -> None:
-    """As many as we may have. XskdError if those are too few to say of anything what it lacks."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:  # workers inherit it, and open nothing
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < LEAST_DESCRIPTORS:
-        raise XskdError(
-            f"no more than {hard} files may be open (RLIMIT_NOFILE), and the least that a daemon takes is "
-            f"{LEAST_DESCRIPTORS}; see LimitNOFILE= of its unit, or `ulimit -n`"
-        )
+def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the loop could not do is told; of what the kernel refused (descriptors, memory) in one line."""
+    error = context.get("exception")
+    if isinstance(error, OSError):
+        log.error("%s: %s", context["message"], kernel_said(error))
+    else:
+        loop.default_exception_handler(context)
 
 
 async def _serve(outlook: Outlook, refused: str, file: Path, store: Store) -> None:
+    asyncio.get_running_loop().set_exception_handler(_one_line)
     surroundings = Surroundings()
     supervisor = Supervisor(outlook, file, store, surroundings.settle)
     supervisor.config_error = refused or None

@@ -7,6 +7,7 @@ and outlive it. This module must never decide when to start or stop a worker: th
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import select
@@ -18,10 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xskd import channel
+from xskd.errors import kernel_said
 from xskd.plan import WorkerPlan
 
 END_SECONDS = 3.0  # for a process that was killed to be gone
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+log = logging.getLogger("xskd")
 
 
 class Peer:
@@ -54,18 +58,26 @@ class Peer:
         while True:
             try:
                 message = channel.receive_text(self.link)
-            except BlockingIOError:
-                return messages, True
             except ConnectionError:
                 return messages, False
+            except OSError:  # nothing there, or no memory for it now: the channel stays readable
+                return messages, True
             if message is None:
                 return messages, False
             messages.append(message)
 
     def tell(self, verb: str, *, descriptors: Sequence[int] = (), **more: object) -> None:
-        """Say one word to it; to a worker that is dead already it makes no difference."""
-        with contextlib.suppress(OSError):
+        """Say one word to it; to a worker that is dead already it makes no difference.
+
+        One that cannot be told is killed: it would wait for a word that never comes, or work by an old plan.
+        """
+        try:
             channel.send(self.link, {"verb": verb, **more}, descriptors)
+        except ConnectionError:
+            pass
+        except OSError as error:
+            log.warning("%s: cannot be told to %s, killed: %s", self.plan.name, verb, kernel_said(error))
+            self.kill()
 
     @property
     def stopped(self) -> bool:

@@ -24,7 +24,7 @@ from pyroute2.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_GENERIC, NETLINK_RO
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket
 
-from xskd.errors import XskdError
+from xskd.errors import XskdError, kernel_said
 
 # Families of generic netlink, and the multicast group in which each tells: ethtool of new settings
 # (linux/ethtool_netlink.h), netdev of what a device can do for XDP (linux/netdev.h).
@@ -34,6 +34,7 @@ QUIET_SECONDS = 0.1  # what comes in bursts (a switch of 48 ports, two commands)
 PATIENCE_SECONDS = 0.5  # for a burst that does not end
 POLL_SECONDS = 5.0  # for what no message tells, and for messages that were lost
 REOPEN_SECONDS = 1.0
+ANSWER_SECONDS = 10.0  # for generic netlink to tell its groups
 
 
 class LinkWatch:
@@ -57,15 +58,21 @@ class LinkWatch:
     async def start(self) -> None:
         """Begin. Raises XskdError if the kernel gives no netlink sockets."""
         try:
-            self._groups = [
-                number
-                for family, group in FAMILIES.items()
-                if (number := await _group_of(family, group)) is not None
-            ]
+            async with asyncio.timeout(ANSWER_SECONDS):  # the library waits for ever for what is lost
+                self._groups = [
+                    number
+                    for family, group in FAMILIES.items()
+                    if (number := await _group_of(family, group)) is not None
+                ]
             self._open()
+        except TimeoutError as error:
+            await self.close()
+            raise XskdError(
+                f"watching the network interfaces: no answer within {ANSWER_SECONDS:g} s"
+            ) from error
         except (OSError, NetlinkError) as error:
             await self.close()
-            raise XskdError(f"watching the network interfaces: {error}") from error
+            raise XskdError(f"watching the network interfaces: {kernel_said(error)}") from error
         self._poll_in(POLL_SECONDS)
 
     async def close(self) -> None:

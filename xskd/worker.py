@@ -9,6 +9,7 @@ pyroute2, YAML), never open anything by name, and never wait for a supervisor th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -21,7 +22,7 @@ from typing import Any
 
 from xskd import channel, privileges
 from xskd.counters import CounterPage
-from xskd.errors import XskdError, XskError
+from xskd.errors import XskdError, XskError, errno_name, refusal
 from xskd.forward import Forwarder
 from xskd.plan import WorkerPlan
 from xskd.tap import Filter, Tap
@@ -206,10 +207,16 @@ class Worker:
 def main() -> int:
     """Run the worker whose channel is the descriptor in argv[1]; the exit status for the supervisor's log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the supervisor decides
-    link = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        link = socket.socket(fileno=int(sys.argv[1]))
+    except OSError as error:
+        print(f"<3>worker: its channel: {errno_name(error.errno or 0)}", file=sys.stderr)
+        return EXIT_FAILED
     try:
         return _run(link)
-    except OSError:  # the channel: nobody is there to be told, and our end is the right answer
+    except (OSError, MemoryError) as error:
+        with contextlib.suppress(OSError):  # the channel itself: nobody is there to be told
+            channel.send(link, {"event": "failed", "error": str(refusal(error) or error)})
         return EXIT_FAILED
     except Exception as error:  # a bug; the last line of its traceback goes to the supervisor as well
         channel.send(link, {"event": "failed", "error": f"{type(error).__name__}: {error}"})
