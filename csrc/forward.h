@@ -179,7 +179,7 @@ struct xskd_umem {
 	uint32_t free_count;
 	uint32_t frames;
 	uint32_t frame_size;    /* bytes, 1 << frame_shift */
-	uint32_t frame_shift;
+	uint32_t frame_shift;   /* 0: registered as unaligned chunks, of any size; not for the loop */
 	uint32_t quarantined;
 	uint32_t held;
 };

@@ -31,7 +31,7 @@ uint32_t xskd_umem_take(struct xskd_umem *umem, struct xdp_desc *held, uint32_t 
 		uint32_t frame = umem->free[--umem->free_count];
 
 		umem->owner[frame] = OWNER_HELD;
-		held[i] = (struct xdp_desc){ .addr = (uint64_t)frame << umem->frame_shift };
+		held[i] = (struct xdp_desc){ .addr = (uint64_t)frame * umem->frame_size };
 	}
 	umem->held += n;
 	return n;
@@ -40,14 +40,13 @@ uint32_t xskd_umem_take(struct xskd_umem *umem, struct xdp_desc *held, uint32_t 
 /* Frames that the caller does not hold are refused: giving twice gives once. */
 uint32_t xskd_umem_give(struct xskd_umem *umem, const struct xdp_desc *held, uint32_t n)
 {
+	const struct frames frames = frames_of(umem);
 	uint32_t given = 0;
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint64_t frame = held[i].addr >> umem->frame_shift;
-
-		if (frame >= umem->frames || umem->owner[frame] != OWNER_HELD)
+		if (!lies_in(&frames, held[i].addr, 1, OWNER_HELD))
 			continue;
-		put_free(umem, (uint32_t)frame);
+		put_free(umem, (uint32_t)frame_number(&frames, held[i].addr));
 		given++;
 	}
 	umem->held -= given;
@@ -74,8 +73,8 @@ void __attribute__((cold)) frames_quarantine(struct xskd_port *port, const struc
 	struct xskd_umem *umem = port->umem;
 	const struct frames frames = frames_of(umem);
 
-	if (owned(&frames, desc->addr, (uint8_t)(OWNER_RX_SIDE | port->index))) {
-		umem->owner[desc->addr >> frames.shift] = OWNER_QUARANTINED;
+	if (lies_in(&frames, desc->addr, 1, (uint8_t)(OWNER_RX_SIDE | port->index))) {
+		umem->owner[frame_number(&frames, desc->addr)] = OWNER_QUARANTINED;
 		umem->quarantined++;
 		port->rx_side--;
 	}

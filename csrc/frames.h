@@ -109,12 +109,13 @@ static inline void put_free(struct xskd_umem *umem, uint32_t frame)
 struct frames {
 	uint8_t *owner;
 	uint64_t count, mask;
-	uint32_t shift;
+	uint32_t shift, size;
 };
 
 static inline struct frames frames_of(const struct xskd_umem *umem)
 {
-	return (struct frames){ umem->owner, umem->frames, umem->frame_size - 1, umem->frame_shift };
+	return (struct frames){ umem->owner, umem->frames, umem->frame_size - 1, umem->frame_shift,
+				umem->frame_size };
 }
 
 /* Length and options as one number: with any option set it is longer than every limit. Where packets
@@ -144,6 +145,22 @@ static inline void poison(const struct xskd_umem *umem, const struct xskd_ring *
 static inline bool continues(const struct xdp_desc *desc)
 {
 	return desc->options & XDP_PKT_CONTD;
+}
+
+/* The frame that an address lies in, also of unaligned ones, which need not be a power of two. The loop has
+ * none of those, and is spared the question: it shifts. */
+static inline uint64_t frame_number(const struct frames *frames, uint64_t addr)
+{
+	return __builtin_expect(frames->shift != 0, 1) ? addr >> frames->shift : addr / frames->size;
+}
+
+/* As owned() and fits() together, of unaligned frames too. */
+static inline bool lies_in(const struct frames *frames, uint64_t addr, uint64_t length, uint8_t owner)
+{
+	const uint64_t frame = frame_number(frames, addr);
+
+	return frame < frames->count && frames->owner[frame] == owner &&
+	       length - 1 < (frame + 1) * frames->size - addr;
 }
 
 /* Does an address name a frame that belongs to `owner`? */

@@ -37,7 +37,9 @@ static uint8_t rx_owner(const struct xskd_port *port)
 
 static uint64_t frame_of(const struct xskd_port *port, const struct xdp_desc *desc)
 {
-	return desc->addr >> port->umem->frame_shift;
+	const struct frames frames = frames_of(port->umem);
+
+	return frame_number(&frames, desc->addr);
 }
 
 /* ---- one packet -------------------------------------------------------------------------------- */
@@ -60,7 +62,7 @@ static bool sound(const struct xskd_port *in, uint32_t at, uint32_t n)
 	for (uint32_t i = 0; i < n; i++) {
 		const struct xdp_desc *desc = ring_desc(rx, at + i);
 
-		if (!owned(&frames, desc->addr, rx_owner(in)) || !fits(&frames, desc->addr, part_of(desc)))
+		if (!lies_in(&frames, desc->addr, part_of(desc), rx_owner(in)))
 			return false;
 		for (uint32_t j = 0; j < i; j++)
 			if (frame_of(in, ring_desc(rx, at + j)) == frame_of(in, desc))
@@ -74,12 +76,10 @@ static void give_up_frame(struct xskd_port *in, const struct xdp_desc *desc)
 {
 	const struct frames frames = frames_of(in->umem);
 
-	if (!owned(&frames, desc->addr, rx_owner(in))) {
-		frames_wrong(in, XSKD_RX);
+	if (!lies_in(&frames, desc->addr, 1, rx_owner(in)))
 		return;
-	}
-	if (fits(&frames, desc->addr, part_of(desc))) {
-		route_forget(in->umem->area + desc->addr, desc->addr & frames.mask);
+	if (lies_in(&frames, desc->addr, part_of(desc), rx_owner(in))) {
+		route_forget(in->umem->area + desc->addr, desc->addr - frame_of(in, desc) * frames.size);
 		put_free(in->umem, (uint32_t)frame_of(in, desc));
 		in->rx_side--;
 	} else {
@@ -119,7 +119,7 @@ static void move(const struct xskd_forward *forward, struct xskd_port *in, struc
 		*ring_desc(tx, to + i) = *ring_desc(rx, at + i);
 	in_this_order();
 	for (uint32_t i = n; i-- > 0;) {
-		in->umem->owner[frame_of(in, ring_desc(rx, at + i))] = after;
+		in->umem->owner[ring_desc(rx, at + i)->addr >> in->umem->frame_shift] = after;
 		in_this_order();
 	}
 	if (forward->action == XSKD_SWAP_MACS)
@@ -387,12 +387,22 @@ static void hold(const struct xskd_port *port, uint32_t at, uint32_t n, struct x
 	}
 }
 
+static uint32_t peek(const struct xskd_port *port)
+{
+	const struct xskd_ring *rx = &port->rings[XSKD_RX];
+	const uint32_t n = ring_peek(rx, rx->size);
+
+	if (!port->umem->frame_shift)
+		ring_add_offsets(rx, n);
+	return n;
+}
+
 uint32_t packets_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wanted)
 {
 	struct xskd_ring *rx = &port->rings[XSKD_RX];
-	uint32_t n = ring_peek(rx, rx->size), ready, next, kept = 0, packets = 0;
+	uint32_t n = peek(port), ready, next, kept = 0, packets = 0;
 
-	for (; n && hopeless(port, n, UINT32_MAX); n = ring_peek(rx, rx->size))
+	for (; n && hopeless(port, n, UINT32_MAX); n = peek(port))
 		discard(port, n);
 	ready = whole_packets(rx, n, wanted);
 	count(&port->counters->rx_bytes, length_at(rx, 0, ready));
@@ -434,7 +444,7 @@ static uint64_t mark(const struct xskd_port *port, const struct xdp_desc *held, 
 	uint32_t i;
 
 	for (i = 0; i < n; i++) {
-		if (!owned(&frames, held[i].addr, OWNER_HELD) || !fits(&frames, held[i].addr, part_of(&held[i])))
+		if (!lies_in(&frames, held[i].addr, part_of(&held[i]), OWNER_HELD))
 			break;
 		frames.owner[frame_of(port, &held[i])] = OWNER_SENDING;
 		length += held[i].len;

@@ -30,16 +30,18 @@ uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wa
 	if (port->multi_buffer)
 		return packets_receive(port, held, wanted);
 	n = ring_peek(ring, wanted);
+	if (!frames.shift)
+		ring_add_offsets(ring, n);
 	intend(port->umem, OPERATION_RECEIVE, port->index, port->index, 0);
 	for (uint32_t i = 0; i < n; i++) {
 		const struct xdp_desc *desc = ring_desc(ring, i);
 
 		bytes += desc->len;
-		if (!owned(&frames, desc->addr, owner) || !fits(&frames, desc->addr, length_of(desc))) {
+		if (!lies_in(&frames, desc->addr, length_of(desc), owner)) {
 			frames_refuse(port, desc);
 			continue;
 		}
-		frames.owner[desc->addr >> frames.shift] = OWNER_HELD;
+		frames.owner[frame_number(&frames, desc->addr)] = OWNER_HELD;
 		held[kept++] = *desc;
 	}
 	ring_release(ring, n);
@@ -59,7 +61,7 @@ static bool transmittable(const struct xskd_port *port, const struct xdp_desc *d
 {
 	const struct frames frames = frames_of(port->umem);
 
-	return owned(&frames, desc->addr, OWNER_HELD) && fits(&frames, desc->addr, length_of(desc)) &&
+	return lies_in(&frames, desc->addr, length_of(desc), OWNER_HELD) &&
 	       sendable(length_of(desc), port->max_length);
 }
 
@@ -78,13 +80,13 @@ uint32_t xskd_transmit(struct xskd_port *port, const struct xdp_desc *held, uint
 	intend(port->umem, OPERATION_TRANSMIT, port->index, port->index, ring->own);
 	for (; sent < room && transmittable(port, &held[sent]); sent++) {
 		*ring_desc(ring, sent) = held[sent];
-		frames.owner[held[sent].addr >> frames.shift] = OWNER_SENDING;
+		frames.owner[frame_number(&frames, held[sent].addr)] = OWNER_SENDING;
 		bytes += held[sent].len;
 	}
 	ring_submit(ring, sent);
 	in_this_order();
 	for (uint32_t i = 0; i < sent; i++)
-		frames.owner[held[i].addr >> frames.shift] = (uint8_t)(OWNER_TX_SIDE | port->index);
+		frames.owner[frame_number(&frames, held[i].addr)] = (uint8_t)(OWNER_TX_SIDE | port->index);
 	settle(port->umem);
 	port->tx_side += sent;
 	port->submitted += sent;
@@ -112,12 +114,12 @@ uint32_t xskd_complete(struct xskd_port *port)
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t addr = *ring_addr(ring, i);
 
-		if (!owned(&frames, addr, owner)) {
+		if (!lies_in(&frames, addr, 1, owner)) {
 			count(&port->counters->completion_invalid, 1);
 			frames_wrong(port, XSKD_COMPLETION);
 			continue;
 		}
-		put_free(port->umem, (uint32_t)(addr >> frames.shift));
+		put_free(port->umem, (uint32_t)frame_number(&frames, addr));
 		kept++;
 	}
 	ring_release(ring, n);
@@ -131,14 +133,14 @@ uint32_t xskd_complete(struct xskd_port *port)
 static inline void refill_slots(const struct xskd_port *port, uint32_t n)
 {
 	const struct xskd_ring *ring = &port->rings[XSKD_FILL];
-	const uint32_t *free = port->umem->free + port->umem->free_count, shift = port->umem->frame_shift;
+	const uint32_t *free = port->umem->free + port->umem->free_count, size = port->umem->frame_size;
 
 	for (uint32_t done = 0, run; done < n; done += run) {
 		uint64_t *addr = ring_addr(ring, done);
 
 		run = ring_run(ring, done, n - done);
 		for (uint64_t *last = addr + run; addr != last; addr++)
-			*addr = (uint64_t)*--free << shift;
+			*addr = (uint64_t)*--free * size;
 	}
 }
 

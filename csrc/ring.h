@@ -106,6 +106,19 @@ static inline uint64_t *ring_addr(const struct xskd_ring *ring, uint32_t offset)
 	return (uint64_t *)ring->entries + ((ring->own + offset) & ring_mask(ring));
 }
 
+/* Unaligned chunks: the kernel tells of a packet by its frame's address, as FILL had it, and in the upper 16
+ * bits by how far in it begins. The first n entries get plain addresses instead. They are ours to write to until
+ * they are released, and a second time changes nothing. */
+static inline void ring_add_offsets(const struct xskd_ring *ring, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct xdp_desc *desc = ring_desc(ring, i);
+
+		desc->addr = (desc->addr & XSK_UNALIGNED_BUF_ADDR_MASK) +
+			     (desc->addr >> XSK_UNALIGNED_BUF_OFFSET_SHIFT);
+	}
+}
+
 /* Does the kernel ask for a system call before it goes on? False where the ring has no flags word
  * (kernels before 5.4): they never sleep on their own. */
 static inline bool ring_needs_wakeup(const struct xskd_ring *ring)

@@ -33,7 +33,7 @@ class Forwarder:
     the Ethernet addresses swapped. `route` sends each packet out of the socket that the metadata in front of
     it names, one hop further; an XDP program has to put it there (struct xskd_route_meta). `counters` is a
     struct xskd_counters (a CounterPage's, or private memory), `control_fd` a descriptor whose input ends a
-    run early.
+    run early. Raises XskError if the UMEM is one of unaligned frames: the loop finds a frame by a shift.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class Forwarder:
         control_fd: int = -1,
     ) -> None:
         self.sockets = tuple(sockets)
+        if any(member.umem.unaligned for member in self.sockets):
+            raise XskError("Forwarder", key="umem", hint="unaligned frames are for receive and transmit only")
         self.counters = ffi.new("struct xskd_counters *") if counters is None else counters
         self._forward = ffi.new("struct xskd_forward *")
         self._forward.port_count = len(self.sockets)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HEADROOM = 256  # bytes the kernel keeps in front of every packet: XDP_PACKET_HEADROOM in linux/bpf.h
 FRAME_SIZES = (2048, 4096)  # aligned mode: a power of two from 2048 up to the page size
+LEAST_FRAME_SIZE = 2048  # bytes: XDP_UMEM_MIN_CHUNK_SIZE in the kernel's net/xdp/xdp_umem.c
 HUGE_PAGE = 2 << 20  # bytes
 MAX_FRAGMENTS: int = lib.XSKD_MAX_FRAGMENTS  # frames of one packet, at most
 
@@ -32,6 +33,10 @@ class Umem:
     buffer of at least one byte per frame that keeps the record (by default private memory). With `keep` the
     record is left as it is, for a Forwarder to adopt; otherwise all frames are free. `intent` points to a
     uint64_t that belongs to the record: what is being done to frames (by default private as well).
+
+    With `unaligned` (XDP_UMEM_UNALIGNED_CHUNK_FLAG) a frame may have any size from 2048 bytes to a page: 3 KB
+    frames hold a third more packets than 4 KB ones. Frames may cross pages then, which zero-copy drivers
+    take only where the pages are neighbours (`huge_pages`), and a Forwarder takes none of them.
     Raises XskError for a size the kernel would refuse, or if there is no memory.
     """
 
@@ -42,12 +47,14 @@ class Umem:
         *,
         headroom: int = 0,
         huge_pages: bool = False,
+        unaligned: bool = False,
         memfd: int | None = None,
         owner: ReadableBuffer | None = None,
         keep: bool = False,
         intent: Any = None,
     ) -> None:
-        _check_umem(frames, frame_size, headroom)
+        _check_umem(frames, frame_size, headroom, unaligned)
+        self.unaligned = unaligned
         self.frames, self.frame_size, self.headroom = frames, frame_size, headroom
         self.size = frames * frame_size
         self.huge_pages = huge_pages
@@ -72,7 +79,7 @@ class Umem:
                 "intent": self._intent,
                 "frames": frames,
                 "frame_size": frame_size,
-                "frame_shift": frame_size.bit_length() - 1,
+                "frame_shift": 0 if unaligned else frame_size.bit_length() - 1,
             },
         )
         self.shared_fd: int | None = None  # of the socket that the others share, see Socket.open
@@ -121,10 +128,14 @@ class Umem:
         os.close(self.memfd)
 
 
-def _check_umem(frames: int, frame_size: int, headroom: int) -> None:
+def _check_umem(frames: int, frame_size: int, headroom: int, unaligned: bool) -> None:
     """What XDP_UMEM_REG would answer with EINVAL, said in words."""
     problem = ""
-    if frame_size not in FRAME_SIZES or frame_size > mmap.PAGESIZE:
+    if unaligned and not LEAST_FRAME_SIZE <= frame_size <= mmap.PAGESIZE:
+        problem = (
+            f"frame size {frame_size}; must be {LEAST_FRAME_SIZE} bytes to a page ({mmap.PAGESIZE} bytes)"
+        )
+    elif not unaligned and (frame_size not in FRAME_SIZES or frame_size > mmap.PAGESIZE):
         problem = f"frame size {frame_size}; must be 2048 or 4096 and at most a page ({mmap.PAGESIZE} bytes)"
     elif frames < 1:
         problem = f"{frames} frames; must be at least 1"
@@ -206,7 +217,7 @@ class Batch(Sequence[memoryview]):
             hint = f"packet of {len(data)} bytes; must be {least} to {self.umem.frame_size}"
             raise XskError("Batch.write", hint=hint)
         desc = self._desc(index)
-        desc.addr &= ~(self.umem.frame_size - 1)
+        desc.addr -= desc.addr % self.umem.frame_size
         desc.len = len(data)
         desc.options = lib.XDP_PKT_CONTD if continues else 0
         self[index][:] = data

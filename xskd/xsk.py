@@ -137,6 +137,7 @@ class Socket:
                 "len": self.umem.size,
                 "chunk_size": self.umem.frame_size,
                 "headroom": self.umem.headroom,
+                "flags": lib.XDP_UMEM_UNALIGNED_CHUNK_FLAG if self.umem.unaligned else 0,
             },
         )
         with self._call("XDP_UMEM_REG", key="umem"):

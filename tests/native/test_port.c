@@ -112,6 +112,38 @@ TEST(receive_refuses_bad_descriptors)
 	fake_free(fake);
 }
 
+/* The kernel tells of an unaligned frame by its address and an offset in the upper 16 bits; together they must be
+ * inside. Frames of 3000 bytes: found by division. */
+TEST(unaligned_frames_have_their_offset_in_the_upper_bits)
+{
+	struct fake *fake = fake_new(&usual, XSKD_UNCHANGED);
+	struct fake_port *port = &fake->ports[0];
+	const struct xskd_ring *fill = &port->port.rings[XSKD_FILL], *tx = &port->port.rings[XSKD_TX];
+	const uint64_t offset = 1ull << 48;
+
+	fake->umem.frame_size = 3000;
+	fake->umem.frame_shift = 0;
+	fake->umem.frames = 600;        /* as many as the same memory holds, at least */
+	xskd_umem_reset(&fake->umem);
+	EQUAL(xskd_refill(&port->port), 128);
+	EQUAL(((uint64_t *)fill->entries)[(fill->own - 1) & (fill->size - 1)], 127 * 3000);
+	fake_deliver_raw(port, 5 * 3000 + 256 * offset, 60, 0);
+	fake_deliver_raw(port, 6 * 3000 + 2940 * offset, 60, 0);        /* just fits */
+	fake_deliver_raw(port, 7 * 3000 + 2941 * offset, 60, 0);        /* and does not */
+	fake_deliver_raw(port, 9 * 3000 + 3000 * offset, 60, 0);        /* the next one's, which is there for it */
+	fake_deliver_raw(port, 599 * 3000 + 3000 * offset, 60, 0);      /* out of range */
+	fake_deliver_raw(port, UINT64_MAX, 60, 0);
+	EQUAL(xskd_receive(&port->port, held, 64), 3);
+	EQUAL(held[0].addr, 5 * 3000 + 256);
+	EQUAL(held[1].addr, 6 * 3000 + 2940);
+	EQUAL(held[2].addr, 10 * 3000);
+	EQUAL(fake->counters.ports[0].drops[XSKD_DROP_INVALID], 3);
+	EQUAL(fake->umem.quarantined, 1);
+	EQUAL(xskd_transmit(&port->port, held, 3), 3);
+	EQUAL(((struct xdp_desc *)tx->entries)[(tx->own - 3) & (tx->size - 1)].addr, 5 * 3000 + 256);
+	fake_free(fake);
+}
+
 /* The kernel hands the same frame over twice: the second is not ours to take. */
 TEST(receive_takes_a_frame_once)
 {
