@@ -205,6 +205,18 @@ class Batch(Sequence[memoryview]):
         """Does the packet of frame `index` go on in the next frame?"""
         return bool(self._desc(index).options & lib.XDP_PKT_CONTD)
 
+    def metadata(self, index: int, length: int) -> memoryview:
+        """The `length` bytes in front of packet `index`: what the program put there by bpf_xdp_adjust_meta().
+
+        Whether it did is between you and your program: without metadata, these bytes are anything. Raises
+        XskError for more than there is in front of it in its frame.
+        """
+        address = self._desc(index).addr
+        if not 0 <= length <= address % self.umem.frame_size:
+            room = address % self.umem.frame_size
+            raise XskError("Batch.metadata", hint=f"{length} bytes; there are {room} in front of this packet")
+        return self.umem.view[address - length : address]
+
     def write(self, index: int, packet: ReadableBuffer, *, continues: bool = False) -> None:
         """Make `packet` (14 bytes to the frame size) the content of frame `index`.
 
