@@ -40,6 +40,8 @@ MIN_TX_BUDGET = 32  # the kernel refuses less (and more than the TX ring has ent
 MAX_TX_BUDGET = 256  # frames a call; above that the call holds the socket's lock too long for a scrape
 BUSY_TIMEOUT = 5.0  # seconds: a closed socket frees its queue in the background, within 20 to 100 ms
 SO_SNDBUFFORCE = 33  # asm-generic/socket.h; the socket module lacks it
+# What a wakeup may answer and the next one not, as wakeup_failed() in csrc/port.c has it.
+PASSING = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENETDOWN, errno.ENOBUFS})
 MAX_SEND_BUFFER = 1 << 30  # bytes; the kernel doubles it, as an int
 SKB_OVERHEAD = 1024  # bytes that copy mode charges to the send buffer for a frame beyond its data, at most
 
@@ -278,12 +280,13 @@ class Socket:
     def probe(self) -> None:
         """Ask the kernel whether the socket still has its device: nothing else tells an idle one.
 
-        Raises XskError if not: it is dead for good. A link that is down passes.
+        Raises XskError if not, or for any answer that is not known to pass: it is dead for good. A link that
+        is down passes.
         """
         try:
             self._socket.recv(1, socket.MSG_DONTWAIT)  # copies nothing: the call only looks at the socket
         except OSError as error:
-            if error.errno in (errno.ENXIO, errno.EBADF):
+            if error.errno is not None and error.errno not in PASSING:
                 self.port.error = error.errno
                 self._check(error.errno)
 
