@@ -39,7 +39,8 @@ BURST: int = lib.XSKD_BURST
 MIN_TX_BUDGET = 32  # the kernel refuses less (and more than the TX ring has entries) with EACCES
 MAX_TX_BUDGET = 256  # frames a call; above that the call holds the socket's lock too long for a scrape
 BUSY_TIMEOUT = 5.0  # seconds: a closed socket frees its queue in the background, within 20 to 100 ms
-SO_SNDBUFFORCE = 33  # asm-generic/socket.h; the socket module lacks it
+SO_SNDBUFFORCE = 33  # asm-generic/socket.h, as the next ones; the socket module lacks them
+SO_BUSY_POLL, SO_INCOMING_NAPI_ID, SO_PREFER_BUSY_POLL, SO_BUSY_POLL_BUDGET = 46, 56, 69, 70
 # What a wakeup may answer and the next one not, as wakeup_failed() in csrc/port.c has it.
 PASSING = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENETDOWN, errno.ENOBUFS})
 MAX_SEND_BUFFER = 1 << 30  # bytes; the kernel doubles it, as an int
@@ -88,7 +89,7 @@ class Socket:
         self.set_mtu(mtu)
         self._no_rings = ffi.new("uint32_t *")
         self._forget_rings()
-        self.zero_copy = False
+        self.zero_copy = self.busy_polling = False
         self.zero_copy_refused: int | None = None
         self.bind_retries = 0
 
@@ -208,6 +209,38 @@ class Socket:
         self._map_rings()
         self._read_mode()
 
+    def busy_poll(self, microseconds: int = 20, budget: int = 64) -> None:
+        """Have the driver work inside our own calls instead of in interrupts (SO_PREFER_BUSY_POLL).
+
+        From then on `receive` and `transmit` let it work off up to `budget` packets of this queue.
+        Interrupts stay off as long as somebody calls, if the interface is told so: `napi_defer_hard_irqs`
+        (rounds, 2 will do) and `gro_flush_timeout` (nanoseconds until interrupts come back) in
+        /sys/class/net/eth1/, which nobody sets back but you. `microseconds` is what the kernel calls the time
+        of a busy wait; our calls never wait, and it only has to be more than 0. Needs CAP_NET_ADMIN and Linux
+        5.11. Raises XskError.
+
+        The kernel may accept all this and do nothing, see `busy_polled`. `wait` sleeps as before: a packet
+        that nobody polls for comes when gro_flush_timeout is over.
+        """
+        for name, option, value in (
+            ("SO_PREFER_BUSY_POLL", SO_PREFER_BUSY_POLL, 1),
+            ("SO_BUSY_POLL", SO_BUSY_POLL, microseconds),
+            ("SO_BUSY_POLL_BUDGET", SO_BUSY_POLL_BUDGET, budget),
+        ):
+            with self._call(name, hint=f"setting it to {value} needs CAP_NET_ADMIN, and Linux 5.11 or newer"):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+        self.busy_polling = True
+
+    @property
+    def busy_polled(self) -> bool:
+        """Does busy polling have an effect: has it been asked for, and does the kernel know whom to poll?
+
+        The driver has to tell it (netif_queue_set_napi) before `bind`; before Linux 6.13 the first packet
+        did. A veth does not, and in generic mode there is nobody. Raises XskError.
+        """
+        with self._call("getsockopt(SO_INCOMING_NAPI_ID)"):
+            return self.busy_polling and self._socket.getsockopt(socket.SOL_SOCKET, SO_INCOMING_NAPI_ID) != 0
+
     @property
     def mode(self) -> Literal["zerocopy", "copy"]:
         """What is really in use since `bind`."""
@@ -224,6 +257,8 @@ class Socket:
         when a system call says that the socket is dead; whether an idle one is, `wait` and `probe` find out.
         """
         self._refill()
+        if self.busy_polling and not self._has_packets():
+            self.probe()  # the call in which the driver works
         count = max(count, MAX_FRAGMENTS) if self.multi_buffer else count
         batch = Batch(self.umem, count)
         batch._end = lib.xskd_receive(self.port, batch._descs, count)
@@ -265,17 +300,19 @@ class Socket:
         self.probe()
         return False
 
-    def died(self) -> XskError:
-        """The error that ended the loop here, from `port.error`."""
-        if self.port.error != errno.EBADMSG:
-            hint = "the socket is no longer bound: its device is gone"
-            return self._error("wakeup", self.port.error, hint)
-        ring, wrong = RINGS[self.port.corrupt], self.port.wrong
-        hint = "its index cannot be"
-        if wrong >= lib.XSKD_WRONG_ENTRIES:
-            hint = f"{wrong} entries of rx and completion name no frame that the kernel has"
-        hint += "; a bug of the driver or the kernel, and only new sockets help"
-        return self._error(f"{ring} ring", self.port.error, hint)
+    def wait_for_room(self, timeout: float) -> bool:
+        """Sleep until the TX ring is at most half full, at most `timeout` seconds. True if it is.
+
+        Frames that have been sent are taken back on the way, and the kernel is asked to go on. Raises
+        XskError when the socket is dead.
+        """
+        self.complete()
+        poller = select.poll()
+        poller.register(self._socket, select.POLLOUT)
+        if poller.poll(timeout * 1000):
+            return True
+        self.probe()
+        return False
 
     def probe(self) -> None:
         """Ask the kernel whether the socket still has its device: nothing else tells an idle one.
@@ -412,6 +449,10 @@ class Socket:
         lib.xskd_complete(self.port)
         lib.xskd_refill(self.port)
         self._check(lib.xskd_wakeup_rx(self.port))
+
+    def _has_packets(self) -> bool:
+        rx = self.port.rings[lib.XSKD_RX]
+        return bool(rx.producer[0] != rx.own)
 
     def _require_open(self) -> None:
         self._check(errno.EBADF if self.port.fd < 0 else 0)
