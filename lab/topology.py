@@ -191,7 +191,8 @@ def _remove(namespaces: Sequence[str]) -> None:
     existing = [ns for ns in namespaces if ns in netns.listnetns()]
     _end_processes(existing)
     for ns in existing:
-        for link in json.loads(_ip("-n", ns, "-j", "link", "show").stdout or "[]"):
+        # Whoever was killed while it made a namespace has left a name that leads nowhere: no links then.
+        for link in json.loads(_ip("-n", ns, "-j", "link", "show", check=False).stdout or "[]"):
             if link["ifname"] != "lo":
                 # A link may have gone with its peer since it was listed.
                 _ip("-n", ns, "link", "del", link["ifname"], check=False)

@@ -75,3 +75,13 @@ def test_leftovers_of_a_killed_run_are_found_and_removed() -> None:
         assert len(Topology.cleanup_stale("xskd-stale")) == 2
         assert sorted(ours("xskd-stale")) == sorted((alive.dut, *alive.hosts))
     assert ours("xskd-stale") == []
+
+
+def test_a_name_that_leads_nowhere_is_removed_as_well() -> None:
+    """Its maker was killed after it had made the file, and before the namespace was mounted there."""
+    maker = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1  # nobody
+    with Topology("xskd-stale", links=0):  # makes the directory, if there is none yet
+        name = f"xskd-stale-{maker}.0-dut"
+        Path("/run/netns", name).touch()
+        assert Topology.cleanup_stale("xskd-stale") == [name]
+    assert ours("xskd-stale") == []
