@@ -439,7 +439,8 @@ class Socket:
         deadline, pause = time.monotonic() + busy_timeout, 0.005
         while lib.xskd_bind(self.fileno(), address) < 0:
             if ffi.errno != errno.EBUSY or time.monotonic() + pause > deadline:
-                raise self._error("bind", ffi.errno, *_bind_advice(ffi.errno, self.queue))
+                advice = _bind_advice(ffi.errno, self.queue, shared_fd is not None)
+                raise self._error("bind", ffi.errno, *advice)
             self.bind_retries += 1
             time.sleep(pause)
             pause = min(pause * 2, 0.2)
@@ -522,15 +523,17 @@ def _ifindex(interface: str) -> int:
         raise XskError("if_nametoindex", interface=interface, errno=error.errno, hint=hint) from error
 
 
-def _bind_advice(error: int, queue: int) -> tuple[str, str | None]:
+def _bind_advice(error: int, queue: int, shared: bool = False) -> tuple[str, str | None]:
     """What an errno of bind means for the person who configured it, and the key to change."""
+    too_long = "zero-copy cannot take the MTU with this frame size"
+    other = "another socket of this UMEM has it" if shared else too_long
     return {
         errno.EBUSY: (
             "the queue is held by another AF_XDP socket; `ss -f xdp -ap` says whose, if the kernel can",
             "queues",
         ),
         errno.EINVAL: (
-            f"queue {queue} does not exist, or zero-copy cannot take the MTU with this frame size",
+            f"queue {queue} does not exist, or {other}",
             "queues",
         ),
         errno.EOPNOTSUPP: ("the driver has no zero-copy on this queue", "mode"),

@@ -121,6 +121,17 @@ def test_which_umems_the_kernel_registers(wire: MakeWire) -> None:
         assert (change, said) == (change, expected)
 
 
+def test_ring_sizes_that_are_no_power_of_two_are_refused_by_us_and_by_the_kernel(wire: MakeWire) -> None:
+    rings = (lib.XDP_RX_RING, lib.XDP_TX_RING, lib.XDP_UMEM_FILL_RING, lib.XDP_UMEM_COMPLETION_RING)
+    with entered(wire(links=1).dut), make_socket("eth1", 0, SMALL, 4096) as made:
+        for size in (0, 3, 65_535, 65_537):
+            with pytest.raises(XskError, match="must be a power of two"):
+                Rings(rx=size)
+            for ring in rings:
+                said = answer(lambda: made.setsockopt(lib.SOL_XDP, ring, size))  # noqa: B023  (used at once)
+                assert (size, said) == (size, errno.EINVAL)
+
+
 def test_a_size_that_no_frame_can_have_is_refused_before_the_kernel_does() -> None:
     for frame_size in (0, 2047, mmap.PAGESIZE + 1):
         with pytest.raises(XskError, match=f"frame size {frame_size}; must be 2048 bytes to a page"):

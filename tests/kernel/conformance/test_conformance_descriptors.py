@@ -149,10 +149,6 @@ def test_a_packet_with_one_invalid_descriptor_is_refused_as_a_whole(ends: Ends) 
             packet = frames(tx, 3)
             packet[place] = (*wrong, packet[place][2])
             refused(ends, packet)
-
-
-def test_options_that_do_not_exist_are_invalid_in_a_part(ends: Ends) -> None:
-    tx, _ = ends.sender(multi_buffer=True), ends.receiver(multi_buffer=True)
     packet = frames(tx, 3)
     packet[1] = (packet[1][0], LENGTH, CONTINUES | OPTIONS[0])
     refused(ends, packet)

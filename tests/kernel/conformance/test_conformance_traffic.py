@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import pytest
-
 from xskd.xsk import Rings
 
 if TYPE_CHECKING:
@@ -126,15 +124,8 @@ def test_one_socket_takes_anothers_place(ends: Ends) -> None:
     assert second.statistics().rx_dropped == 0
 
 
-@pytest.mark.parametrize("where", ["same interface again", "both ends"])
-def test_a_umem_is_shared(ends: Ends, where: str) -> None:
+def test_a_umem_is_shared_by_two_interfaces(ends: Ends) -> None:
     umem = ends.umem(512)
-    rx = ends.receiver(umem=umem)
-    if where == "both ends":  # two interfaces, here in two namespaces
-        tx = ends.sender(umem=umem)
-        assert (rx.port.index, tx.port.index) == (0, 1)
-    else:
-        ends.tx  # noqa: B018  (it has a UMEM of its own)
-        rx.close()
-        ends.receiver()
+    rx, tx = ends.receiver(umem=umem), ends.sender(umem=umem)
+    assert (rx.port.index, tx.port.index) == (0, 1)
     assert ends.through(ends.packets(100)) == ends.packets(100)
