@@ -192,6 +192,22 @@ def test_a_socket_without_the_ring_answers_enobufs(wire: MakeWire) -> None:
             assert answer(lambda: call(made)) == errno.ENOBUFS  # noqa: B023  (used at once)
 
 
+def test_a_send_buffer_that_is_too_small_answers_eagain_until_packets_have_gone(wire: MakeWire) -> None:
+    """Copy mode charges each packet to it; which is why make_socket has it as large as a full ring needs."""
+    net = wire(links=1)
+    rx, tx = net.receiver(attach="native"), net.open("eth0", ns=net.hosts[0], rings=SMALL)
+    tx._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is becomes of it
+    left_alone(net, 50_000_000)
+    tx.transmit(net.written(tx.umem, net.frames(1)))  # after that, packets stay where they are for a while
+    assert rx.wait(5.0)
+    assert tx.transmit(net.written(tx.umem, net.frames(60, first=1))) == 60
+    assert tx.port.counters.wakeup_errors[lib.XSKD_ERROR_EAGAIN] > 0
+    assert tx.unsent > 0
+    got: list[bytes] = []
+    assert net.eventually(lambda: tx.complete() >= 0 and take(rx, got) and len(got) == 61)
+    assert got == net.frames(61)
+
+
 def test_poll_says_nothing_of_a_link_that_is_down(wire: MakeWire) -> None:
     """So nothing waits without a deadline."""
     net = wire(links=1)
@@ -268,29 +284,34 @@ def test_a_budget_that_cannot_be_is_refused(wire: MakeWire) -> None:
         wire(links=1).open(rings=SMALL).busy_poll(budget=1 << 17)
 
 
+def left_alone(net: Wire, while_ns: int) -> None:
+    """Have eth1 begin to work off its queue so much later than the time before."""
+    at = "/sys/class/net/eth1"
+    write = f"echo 1000000 > {at}/napi_defer_hard_irqs; echo {while_ns} > {at}/gro_flush_timeout"
+    net.run(net.dut, "sh", "-ec", write)
+
+
 def test_polling_brings_packets_only_where_the_kernel_knows_the_driver_of_the_queue(wire: MakeWire) -> None:
     """The interface is told to leave its queue alone for a while; then our calls bring packets, or its end.
 
     A veth has not told the kernel since 6.13, and this is how it shows: only the timer brings the packet.
     """
-    net, while_ns = wire(links=1), 300_000_000
-    at = "/sys/class/net/eth1"
-    net.run(
-        net.dut, "sh", "-ec",
-        f"echo 1000000 > {at}/napi_defer_hard_irqs; echo {while_ns} > {at}/gro_flush_timeout",
-    )  # fmt: skip
+    net, while_ns = wire(links=1), 150_000_000
+    left_alone(net, while_ns)
     xsk = net.receiver(attach="native")
     xsk.busy_poll()
-    for number in range(2):  # after the first one the queue is left alone
+    took: list[int] = []
+    for number in range(6):  # after the first one the queue is left alone
         before = time.monotonic_ns()
         net.taps[0].send([net.frame(number)])
         got: list[bytes] = []
         assert net.eventually(lambda: take(xsk, got))  # noqa: B023  (used at once)
-        after = time.monotonic_ns() - before
-    assert got == [net.frame(1)]
-    known = int(xsk._socket.getsockopt(socket.SOL_SOCKET, SO_INCOMING_NAPI_ID))
-    assert xsk.busy_polled == bool(known)
-    assert known or after > while_ns / 3
+        assert got == [net.frame(number)]
+        took.append(time.monotonic_ns() - before)
+    known = bool(xsk._socket.getsockopt(socket.SOL_SOCKET, SO_INCOMING_NAPI_ID))
+    assert xsk.busy_polled == known
+    # A tester that is interrupted for long comes just before the timer's end, but not each time.
+    assert (min(took[1:]) < while_ns / 3) if known else (max(took[1:]) > while_ns / 3)
 
 
 def take(xsk: Socket, got: list[bytes]) -> bool:
