@@ -49,14 +49,19 @@ def rebuilt(clang_major: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def instructions(path: Path) -> list[str]:
-    """The program section as text, without addresses."""
+def listed(path: Path) -> list[str]:
+    """The program section as text, an instruction a line, with addresses."""
     objdump = shutil.which("llvm-objdump-14") or shutil.which("llvm-objdump")
     if objdump is None:
-        pytest.skip("needs llvm-objdump: another clang than 14 is compared by instruction")
+        pytest.skip("needs llvm-objdump: looks at the program by instruction")
     command = (objdump, "-d", "--no-show-raw-insn", "--section=xdp.frags", str(path))
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [line.split(":", 1)[1].strip() for line in listing.splitlines() if re.match(r"\s+\d+:", line)]
+    return [line for line in listing.splitlines() if re.match(r"\s+\d+:", line)]
+
+
+def instructions(path: Path) -> list[str]:
+    """The program section as text, without addresses."""
+    return [line.split(":", 1)[1].strip() for line in listed(path)]
 
 
 def test_the_committed_object_is_what_the_source_gives(clang_major: int, rebuilt: Path) -> None:
@@ -64,6 +69,44 @@ def test_the_committed_object_is_what_the_source_gives(clang_major: int, rebuilt
         assert rebuilt.read_bytes() == OBJECT.read_bytes(), "run `make -B -C bpf` and commit the object"
     else:
         assert instructions(rebuilt) == instructions(OBJECT), "run `make -B -C bpf` and commit the object"
+
+
+def edges(listing: str) -> dict[int, list[tuple[int, bool]]]:
+    """Where each instruction of a disassembly may go on, and whether it jumps there."""
+    found = [(int(line[1]), line[2]) for line in re.finditer(r"^\s+(\d+):\s+(.*)$", listing, re.MULTILINE)]
+    behind = dict(zip((at for at, _ in found), (at for at, _ in found[1:]), strict=False))
+    ways: dict[int, list[tuple[int, bool]]] = {}
+    for at, text in found:
+        jump = re.search(r"goto ([+-]\d+)", text)
+        there = [(at + 1 + int(jump[1]), True)] if jump else []
+        falls = [] if text.startswith(("exit", "goto")) else [(behind[at], jump is not None)]
+        ways[at] = falls + there
+    return ways
+
+
+def loops_closed_by_falling(ways: dict[int, list[tuple[int, bool]]]) -> list[tuple[int, int]]:
+    """Loops whose end falls into their beginning: what check_cfg() of Linux 6.1 calls a back-edge."""
+    found = []
+    under_way, walk = {0: True}, [(0, iter(ways[0]))]
+    while walk:
+        at, rest = walk[-1]
+        for to, jumps in rest:
+            if under_way.get(to) and not jumps:
+                found.append((at, to))
+            if to not in under_way:
+                under_way[to] = True
+                walk.append((to, iter(ways[to])))
+                break
+        else:
+            under_way[at] = False
+            walk.pop()
+    return found
+
+
+def test_every_loop_is_closed_by_a_jump_as_linux_6_1_wants_it() -> None:
+    falling = {0: [(3, True)], 1: [(2, False)], 2: [(3, False)], 3: [(4, True), (1, True)], 4: []}
+    assert loops_closed_by_falling(falling) == [(2, 3)]
+    assert loops_closed_by_falling(edges("\n".join(listed(OBJECT)))) == []
 
 
 def test_a_changed_source_gives_another_object(clang_major: int, rebuilt: Path, tmp_path: Path) -> None:
