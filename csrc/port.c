@@ -17,6 +17,7 @@
 /* One wakeup sends at most the kernel's budget per call (32 by default); a burst needs a few. More calls
  * than this without an end mean that someone else fills the ring: the next turn goes on. */
 #define WAKEUPS_PER_BURST 8
+#define TX_BUDGET 32            /* of a kernel that has no option for it; TX_BATCH_SIZE in net/xdp/xsk.c */
 
 /* RX entries into the caller's hands, at most `wanted`. The packets stay where they are. */
 uint32_t xskd_receive(struct xskd_port *port, struct xdp_desc *held, uint32_t wanted)
@@ -213,6 +214,13 @@ static int __attribute__((noinline, cold)) wakeup_failed(struct xskd_port *port,
 	return error;
 }
 
+/* Whether a wakeup may have sent some of what was pending although TX still shows all of it: older kernels
+ * publish the index in copy mode when they look for more, and at the end of their budget they do not. */
+static inline bool unseen_headway(const struct xskd_port *port, int error, uint32_t pending, uint32_t calls)
+{
+	return port->tx_shows_late && error == EAGAIN && calls * TX_BUDGET < pending;
+}
+
 /* Asks the kernel to send, as often as it makes headway: EAGAIN after its budget is the normal way of
  * copy mode, and every EBUSY took one frame off the ring. */
 int port_wakeup_tx(struct xskd_port *port, uint32_t pending)
@@ -225,7 +233,7 @@ int port_wakeup_tx(struct xskd_port *port, uint32_t pending)
 		count(&port->counters->wakeups_skipped[XSKD_DIRECTION_TX], 1);
 		return 0;
 	}
-	for (int tries = 0; tries < WAKEUPS_PER_BURST; tries++) {
+	for (uint32_t tries = 0; tries < WAKEUPS_PER_BURST; tries++) {
 		uint32_t before = pending;
 		int error = port->until_timed-- ? xskd_sys_wakeup_tx(port->fd) :
 			    observe_wakeup(port, XSKD_DIRECTION_TX, xskd_sys_wakeup_tx);
@@ -235,7 +243,7 @@ int port_wakeup_tx(struct xskd_port *port, uint32_t pending)
 		if (error && wakeup_failed(port, error))
 			return error;
 		pending = ring_used_by_producer(ring);
-		if (pending == 0 || pending == before)
+		if (pending == 0 || (pending == before && !unseen_headway(port, error, pending, tries + 1)))
 			return 0;
 	}
 	return 0;

@@ -206,6 +206,7 @@ class Socket:
         They are a Forwarder's to go on with, see `Forwarder.adopt`. `zero_copy` is asked of the kernel.
         Kernels before 6.4 refuse the mapping. Raises XskError.
         """
+        self._raise_tx_budget()
         self._map_rings()
         self._read_mode()
 
@@ -373,14 +374,18 @@ class Socket:
         self.zero_copy = bool(struct.unpack("=I", answer)[0] & lib.XDP_OPTIONS_ZEROCOPY)
 
     def _raise_tx_budget(self) -> None:
-        """Let one call send more than 32 frames in copy mode, where the kernel knows how (since 6.18)."""
+        """Let one call send more than 32 frames in copy mode, where the kernel knows how (since 6.18).
+
+        An older one sends 32 a call and does not show them at once: then the loop calls for all of them.
+        """
         budget = min(self.rings.tx, MAX_TX_BUDGET)
         if budget >= MIN_TX_BUDGET:
             try:
                 self._socket.setsockopt(lib.SOL_XDP, lib.XDP_MAX_TX_SKB_BUDGET, budget)
             except OSError as error:
-                if error.errno != errno.ENOPROTOOPT:  # an older kernel: 32 frames a call will do
+                if error.errno != errno.ENOPROTOOPT:
                     raise self._error("XDP_MAX_TX_SKB_BUDGET", error.errno, key="rings.tx") from error
+                self.port.tx_shows_late = True
 
     def _map_rings(self) -> None:
         offsets = self._mmap_offsets()

@@ -78,6 +78,7 @@ static void port_new(struct fake *fake, uint32_t index, const struct fake_sizes 
 	port->port.index = index;
 	port->port.max_length = 1518;
 	port->tx_budget = 32;
+	port->tx_seen = sizes->start;
 	port->in_kernel = zeroed(sizes->frames, sizeof(uint64_t));
 	fake->forward.ports[index] = &port->port;
 }
@@ -301,10 +302,19 @@ static const struct xdp_desc *tx_at(const struct fake_port *fake, uint32_t index
 	return (const struct xdp_desc *)tx->entries + (index & ring_mask(tx));
 }
 
+/* How far TX goes; an old kernel looks, and tells how far it is, only after all that it saw the last time. */
+static uint32_t tx_look(struct fake_port *fake)
+{
+	if (fake->port.tx_shows_late && fake->kernel[XSKD_TX] != fake->tx_seen)
+		return fake->tx_seen;
+	store(&fake->consumer[XSKD_TX], fake->kernel[XSKD_TX]);
+	return fake->tx_seen = load(&fake->producer[XSKD_TX]);
+}
+
 /* Descriptors of the packet at the front of TX; 0: there is none. A part of one must never be seen there. */
 static uint32_t tx_packet(struct fake_port *fake)
 {
-	const uint32_t pending = load(&fake->producer[XSKD_TX]) - fake->kernel[XSKD_TX];
+	const uint32_t pending = tx_look(fake) - fake->kernel[XSKD_TX];
 
 	for (uint32_t i = 0; i < pending; i++) {
 		const uint32_t options = tx_at(fake, fake->kernel[XSKD_TX] + i)->options;
@@ -323,7 +333,8 @@ static uint32_t take_one(struct fake_port *fake, uint8_t *packet)
 {
 	const struct xdp_desc desc = *tx_at(fake, fake->kernel[XSKD_TX]++);
 
-	store(&fake->consumer[XSKD_TX], fake->kernel[XSKD_TX]);
+	if (!fake->port.tx_shows_late)
+		store(&fake->consumer[XSKD_TX], fake->kernel[XSKD_TX]);
 	if (!acceptable(fake->fake, &desc)) {   /* gone without a completion, as in some kernels */
 		fake->fake->violations++;
 		return 0;
@@ -401,6 +412,7 @@ int fake_wakeup_tx(int fd)
 			return error;
 	}
 	fake_send(fake, fake->tx_budget);
+	tx_look(fake);
 	return tx_pending(fake) ? EAGAIN : 0;
 }
 

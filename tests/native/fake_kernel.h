@@ -39,6 +39,7 @@ struct fake_port {
 	uint32_t answered, answers_count;
 	int rx_answer;          /* of every RX wakeup */
 	uint32_t tx_budget;     /* packets sent per wakeup; 0: none are ever sent */
+	uint32_t tx_seen;       /* port.tx_shows_late: TX's producer index when the kernel last looked */
 	uint32_t tx_calls, rx_calls;
 	uint64_t *in_kernel;    /* frames taken from FILL and not yet delivered */
 	uint32_t in_kernel_count;

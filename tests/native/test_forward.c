@@ -350,6 +350,29 @@ TEST(wakeup_is_repeated_while_it_makes_headway)
 	done(fake);
 }
 
+/* Linux 6.1 and 6.12: after the first call TX looks as before, and half of the burst has gone. */
+TEST(wakeup_is_repeated_for_a_burst_whose_headway_does_not_show)
+{
+	struct fake *fake = wired(&usual, XSKD_UNCHANGED);
+	struct xskd_port_counters *out = &fake->counters.ports[1];
+
+	fake->ports[1].port.tx_shows_late = 1;
+	fake_deliver(&fake->ports[0], 64, 60);
+	turn(fake);
+	EQUAL(fake->ports[1].sent, 64);
+	EQUAL(wakeups_tx(out), 2);
+	EQUAL(out->wakeup_errors[XSKD_ERROR_EAGAIN], 1);
+	EQUAL(fake->ports[1].consumer[XSKD_TX], fake->ports[1].producer[XSKD_TX]);
+	fake->ports[1].tx_budget = 0;                   /* it takes nothing: no more calls than for all of it */
+	fake_deliver(&fake->ports[0], 64, 60);
+	turn(fake);
+	EQUAL(wakeups_tx(out), 4);
+	fake->ports[1].tx_budget = 32;
+	turn(fake);
+	EQUAL(fake->ports[1].sent, 128);
+	done(fake);
+}
+
 TEST(wakeup_stops_without_headway_and_without_end)
 {
 	struct fake *fake = wired(&usual, XSKD_UNCHANGED);
