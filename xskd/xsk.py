@@ -444,8 +444,7 @@ class Socket:
         deadline, pause = time.monotonic() + busy_timeout, 0.005
         while lib.xskd_bind(self.fileno(), address) < 0:
             if ffi.errno != errno.EBUSY or time.monotonic() + pause > deadline:
-                advice = _bind_advice(ffi.errno, self.queue, shared_fd is not None)
-                raise self._error("bind", ffi.errno, *advice)
+                raise self._error("bind", ffi.errno, *_bind_advice(ffi.errno, self.queue, flags))
             self.bind_retries += 1
             time.sleep(pause)
             pause = min(pause * 2, 0.2)
@@ -528,19 +527,17 @@ def _ifindex(interface: str) -> int:
         raise XskError("if_nametoindex", interface=interface, errno=error.errno, hint=hint) from error
 
 
-def _bind_advice(error: int, queue: int, shared: bool = False) -> tuple[str, str | None]:
+def _bind_advice(error: int, queue: int, flags: int = 0) -> tuple[str, str | None]:
     """What an errno of bind means for the person who configured it, and the key to change."""
-    too_long = "zero-copy cannot take the MTU with this frame size"
-    other = "another socket of this UMEM has it" if shared else too_long
+    invalid = f"queue {queue} does not exist, or zero-copy cannot take the MTU with this frame size"
+    if flags & lib.XDP_USE_SG:
+        invalid += ", or the kernel is too old for XDP_USE_SG (Linux 6.6)"
     return {
         errno.EBUSY: (
             "the queue is held by another AF_XDP socket; `ss -f xdp -ap` says whose, if the kernel can",
             "queues",
         ),
-        errno.EINVAL: (
-            f"queue {queue} does not exist, or {other}",
-            "queues",
-        ),
+        errno.EINVAL: (invalid, "queues"),
         errno.EOPNOTSUPP: ("the driver has no zero-copy on this queue", "mode"),
         errno.ENETDOWN: ("the interface is down; `ip link set IF up`", None),
         errno.ENODEV: ("the interface is gone", None),

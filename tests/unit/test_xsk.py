@@ -156,6 +156,8 @@ def test_every_errno_of_bind_that_a_user_can_mend_has_advice() -> None:
     for number in (errno.EBUSY, errno.EINVAL, errno.EOPNOTSUPP, errno.ENETDOWN, errno.ENODEV, errno.EPERM):
         assert _bind_advice(number, 3)[0]
     assert _bind_advice(errno.EIO, 3) == ("", None)
+    assert "XDP_USE_SG" not in _bind_advice(errno.EINVAL, 3)[0]
+    assert "XDP_USE_SG" in _bind_advice(errno.EINVAL, 3, lib.XDP_USE_SG)[0]
 
 
 def test_an_interface_that_is_not_there_needs_no_privilege_to_find_out(umem: Umem) -> None:
