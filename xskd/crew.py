@@ -378,6 +378,7 @@ class Crew:
             if slot.predecessor is not None:
                 self._stay_with(slot.predecessor, slot)
                 return
+            slot.adoptions["failed"] += 1
         elif message.get("copy"):
             log.info("%s: not every interface has zero-copy; copy mode for all", slot.name)
             slot.copy = True

@@ -238,6 +238,7 @@ def test_a_kernel_too_old_to_adopt_is_told_once_and_asked_no_more(
     before = forwarding.inodes(0)
     forwarding.says(TOO_OLD, 0)
     assert not forwarding.process(0).adopt
+    assert forwarding.slot(0).adoptions == {"failed": 1}  # new sockets had to be made
     assert not set(forwarding.inodes(0)[2:]) & set(before[2:])
     assert in_maps() == [{1}, {1}]
     assert forwarding.slot(0).restarts == {"SIGKILL": 1}
