@@ -45,6 +45,7 @@ def _options() -> argparse.Namespace:
     run.add_argument("--cpus", type=int, default=2)
     run.add_argument("--memory", type=int, default=2000, metavar="MIB")
     run.add_argument("--seconds", type=float, default=300.0, help="until the machine is killed")
+    run.add_argument("--own-time", action="store_true", help="its clock stands still while the host is busy")
     run.add_argument("--directory", type=Path, help="the command's /run/vm, kept (default: a temporary one)")
     run.add_argument("command", nargs="+", metavar="COMMAND")
     options = parser.parse_args()
@@ -64,6 +65,7 @@ def _machine(options: argparse.Namespace) -> Vm:
         memory=options.memory,
         seconds=options.seconds,
         directory=options.directory,
+        own_time=options.own_time,
     )
 
 

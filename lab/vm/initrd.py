@@ -20,7 +20,8 @@ MODULES = (
     *("virtio_pci", "virtiofs", "overlay"),
     *("veth", "bridge", "tun", "macvlan", "vxlan", "8021q", "sch_ingress", "sch_prio", "sch_multiq"),
     *("cls_matchall", "cls_flower", "cls_u32", "act_skbedit", "act_gact", "act_mirred"),
-    *("nf_tables", "nft_ct", "nft_limit", "nft_counter", "nft_chain_nat", "nf_conntrack", "nft_reject_inet"),
+    # crc32c_generic first: nf_tables asks the crypto layer for it, not by a dependency
+    *("crc32c_generic", "nf_tables", "nft_ct", "nft_limit", "nft_chain_nat", "nft_reject_inet"),
     *("xsk_diag", "virtio_net", "igb"),
 )
 
