@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from kernels import QUESTIONS
 from scrapes import Metrics, unmoved
 
 from lab import Topology, entered
@@ -29,10 +30,18 @@ from xskd.xdp import Attach, Fallback, Program
 from xskd.xsk import Batch, Mode, Rings, Socket, Umem
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 5.0  # seconds: how long anything that must happen may take
+SLOWNESS = float(os.environ.get("XSKD_SLOWNESS", "1"))  # of the machine; an emulated one is given more time
+PATIENCE = 5.0 * SLOWNESS  # seconds: how long anything that must happen may take
 WINDOW = 128  # packets on their way at once: a veth's own ring has 256 places, and nothing here may be lost
 NOISE = random.Random(9478).randbytes(4096)
 PACKET_IGNORE_OUTGOING = 23  # linux/if_packet.h
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `needs` on a kernel that cannot do it."""
+    for marker in item.iter_markers("needs"):
+        if os.geteuid() == 0 and not (can := QUESTIONS[marker.args[0]])():
+            pytest.skip(f"an older kernel, which cannot {can.__doc__}")
 
 
 class Tap:
@@ -107,9 +116,9 @@ class Wire(Topology):
         return batch
 
     @staticmethod
-    def eventually(condition: Callable[[], bool], patience: float = PATIENCE) -> bool:
-        """Wait until a condition holds; False if it does not in time."""
-        deadline = time.monotonic() + patience
+    def eventually(condition: Callable[[], bool], patience: float = 5.0) -> bool:
+        """Wait until a condition holds; False if it does not in this many seconds (of a machine not slow)."""
+        deadline = time.monotonic() + patience * SLOWNESS
         while not condition():
             if time.monotonic() > deadline:
                 return False

@@ -22,7 +22,7 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from conftest import PATIENCE, WINDOW, Tap, Wire
+from conftest import PATIENCE, SLOWNESS, WINDOW, Tap, Wire
 from prometheus_client.parser import text_string_to_metric_families
 from scrapes import Metrics
 
@@ -33,7 +33,7 @@ from xskd.xsk import Rings
 
 SMALL = "{fill: 1024, rx: 512, tx: 512, completion: 1024}"  # rings; set-up takes a quarter of the defaults'
 METRICS = "127.0.0.1:9478"
-READY_SECONDS = 15.0
+READY_SECONDS = 15.0 * SLOWNESS
 TICK = 0.001  # seconds between two bursts of a Stream
 SETTLE = 0.5  # seconds for its last packets to arrive
 
@@ -178,7 +178,8 @@ def started(
 
 def xskd(net: Wire, *args: str) -> subprocess.CompletedProcess[str]:
     """Run a verb of the command line in the dut."""
-    return net.run(net.dut, sys.executable, "-m", "xskd", *args, check=False)
+    command = (sys.executable, "-m", "xskd", *args)
+    return net.run(net.dut, *command, check=False, timeout=60 * SLOWNESS)
 
 
 def total(metrics: Metrics, name: str, **labels: str) -> float:

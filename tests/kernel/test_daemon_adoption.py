@@ -12,12 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from daemon import Daemon, Lane, Leftovers, Stream, connect, running, total
 from scrapes import Metrics, went_back
 
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
 
+pytestmark = pytest.mark.needs("maps_bound_sockets")
 DEEP = "rings: {fill: 4096, rx: 4096, tx: 1024, completion: 1024}"  # 0.8 s of 5,000 packets/s
 RATE = 5_000  # packets/s
 KILLS, WORKERS = 50, 10  # after the first death of a place there is a pause: so many places, little pause

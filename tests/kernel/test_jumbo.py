@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MTU = 9000
 NOISE = random.Random(5).randbytes(3 * MTU)
+pytestmark = pytest.mark.needs("takes_several_frames")
 FRAME_SIZES = pytest.mark.parametrize("frame_size", [2048, 4096])
 
 
