@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from xskd import channel, config, machine, netdev, service, watch, worker
+from xskd import channel, config, control, machine, netdev, service, watch, worker
 from xskd.aside import aside
 from xskd.control import ControlServer
 from xskd.errors import XskdError, kernel_said, refusal
@@ -159,7 +159,7 @@ def served(path: Path) -> ControlServer:
 def test_a_control_socket_that_cannot_listen_leaves_no_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(asyncio, "start_unix_server", refuse(errno.ENOMEM))
+    monkeypatch.setattr(control, "Listener", refuse(errno.ENOMEM))
     with pytest.raises(XskdError, match=r"Cannot allocate memory; see key control\.socket"):
         asyncio.run(served(tmp_path / "s").start())
     assert not (tmp_path / "s").exists()
