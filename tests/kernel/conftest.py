@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from kernels import QUESTIONS
+from kernels import QUESTIONS, answered, words
 from scrapes import Metrics, unmoved
 
 from lab import Topology, entered
@@ -41,7 +41,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `needs` on a kernel that cannot do it."""
     for marker in item.iter_markers("needs"):
         if os.geteuid() == 0 and not (can := QUESTIONS[marker.args[0]])():
-            pytest.skip(f"an older kernel, which cannot {can.__doc__}")
+            pytest.skip(f"an older kernel, which cannot {words(can)}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which half of tests that go by the kernel's answers was tried."""
+    for line in answered():
+        terminalreporter.write_line(line)
 
 
 class Tap:

@@ -81,5 +81,21 @@ def tells_features() -> bool:
 
 
 QUESTIONS: dict[str, Callable[[], bool]] = {
-    ask.__name__: ask for ask in (maps_bound_sockets, takes_several_frames, has_tx_budget, tells_features)
+    "maps_bound_sockets": maps_bound_sockets,
+    "takes_several_frames": takes_several_frames,
+    "has_tx_budget": has_tx_budget,
+    "tells_features": tells_features,
 }
+
+
+def words(ask: Callable[[], bool]) -> str:
+    """Return what a question is about, to go behind "can" or "cannot"."""
+    said = ask.__doc__ or ""
+    return said[:1].lower() + said[1:]
+
+
+def answered() -> Iterator[str]:
+    """Say what has been asked so far, a line each; nothing is asked for it."""
+    for ask in (maps_bound_sockets, takes_several_frames, has_tx_budget, tells_features):
+        if ask.cache_info().currsize:
+            yield f"this kernel {'can' if ask() else 'cannot'} {words(ask)}"
