@@ -24,7 +24,7 @@ uname -r >/run/vm/kernel
 grep CapEff /proc/self/status >/run/vm/rights
 echo here >{ROOT}/vm-was-here && cat {ROOT}/vm-was-here
 echo outside >/run/vm/outside
-XSKD_SLOWNESS=20 {sys.executable} -m pytest -q --timeout 280 '{TEST}' || exit 1
+XSKD_SLOWNESS=20 {sys.executable} -m pytest -q --timeout 560 '{TEST}' || exit 1
 exit 7
 """
 
@@ -40,12 +40,12 @@ def packages() -> None:
         pytest.skip(f"runs with Debian packages for a VM, which cannot be had: {error}")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_another_kernel_forwards_a_packet_with_this_checkout(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    machine = Vm(kernel="backports", directory=tmp_path, seconds=360)
+    machine = Vm(kernel="backports", directory=tmp_path, seconds=600)
     status = machine.run(["bash", "-c", COMMAND], show=True)
     said = capfd.readouterr().out
     assert status == 7, said
