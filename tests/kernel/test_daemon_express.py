@@ -15,6 +15,7 @@ from test_daemon_capture import Client
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
 
+pytestmark = pytest.mark.needs("tells_features")  # without, a lane stays closed: see test_old_kernels.py
 AUTO = ", express: auto"
 
 

@@ -96,6 +96,16 @@ def test_what_drivers_can_do_is_told_or_unknown(wire: MakeWire, tmp_path: Path) 
         assert bool(daemon.metrics().get("xskd_interface_zerocopy_able")) is kernels.tells_features()
 
 
+def test_an_express_lane_opens_or_leaves_its_packets_to_the_workers(wire: MakeWire, tmp_path: Path) -> None:
+    net = wire()
+    state, sent = "open" if kernels.tells_features() else "unsupported", net.frames(100)
+    with running(net, tmp_path, connect(", express: auto")) as daemon:
+        assert net.eventually(lambda: {each["lane"] for each in daemon.status()["interfaces"]} == {state})
+        assert net.taps[0].through(sent, net.taps[1]) == sent
+        worked = total(daemon.metrics(), "xskd_rx_packets", interface="eth1")
+        assert worked == (0 if state == "open" else len(sent))
+
+
 def test_a_killed_workers_place_is_taken_with_its_sockets_or_with_new_ones(
     wire: MakeWire, tmp_path: Path
 ) -> None:
