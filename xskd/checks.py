@@ -252,15 +252,18 @@ def promiscuous(interface: Interface) -> Answer | None:
 
 
 def fill_ring(interface: Interface) -> Answer | None:
-    """WARN if it is smaller than the NIC's own RX ring, with zero-copy."""
+    """WARN if it is smaller than the NIC's own RX ring, or RX has room for both rings, with zero-copy."""
     if not interface.zerocopy or not interface.hardware_rx:
         return None
     fill, need = interface.wanted.rings.fill, interface.hardware_rx + BURST
-    seen = f"{fill} entries, the NIC's own RX ring has {interface.hardware_rx}"
-    if fill >= need:
-        return ok(seen)
-    why = "zero-copy fills the NIC's ring from it: it is empty before the first packet"
-    return warn(seen, why, f"set {key(interface)}.rings.fill: {1 << (need - 1).bit_length()}")
+    rx, seen = interface.wanted.rings.rx, f"{fill} entries, the NIC's own RX ring has {interface.hardware_rx}"
+    if fill < need:
+        why = "zero-copy fills the NIC's ring from it: it is empty before the first packet"
+        return warn(seen, why, f"set {key(interface)}.rings.fill: {1 << (need - 1).bit_length()}")
+    if rx >= fill + interface.hardware_rx:
+        why = "a worker that pauses lets both run dry before RX is full, from which igb does not recover"
+        return warn(f"{seen}, rx {rx}", why, f"set {key(interface)}.rings.rx: {fill}")
+    return ok(seen)
 
 
 def master(interface: Interface) -> Answer:

@@ -169,6 +169,7 @@ INTERFACES: list[tuple[str, Interface, str, str]] = [
     ("segmentation", pair("tx-tcp-segmentation"), "OK", "in the driver"),
     ("promiscuous", nic(takes_all=False), "WARN", "ip link set dev eth1 promisc on"),
     ("fill ring", nic(hardware_rx=4096), "WARN", "interfaces.eth1.rings.fill: 8192"),
+    ("fill ring", nic(rings={"rx": 4096}), "WARN", "interfaces.eth1.rings.rx: 2048"),
     ("IRQ affinity", nic(interrupts=ONE_CPU), "WARN", "/proc/irq/41/smp_affinity_list"),
     ("IRQ affinity", nic(poll="busy"), "WARN", "workers on CPU 0-1 too"),
     ("NUMA", nic(cpu_nodes={0: 0, 1: 1}), "WARN", "CPU 1 is on another"),
