@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from conftest import PATIENCE, SLOWNESS, WINDOW, Tap, Wire
 from prometheus_client.parser import text_string_to_metric_families
@@ -216,6 +216,14 @@ class Lane:
         return got
 
 
+class Sender(Protocol):
+    """What a Stream sends by."""
+
+    def send(self, packets: Sequence[bytes]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Stream:
     """A steady stream on one queue from entering to leaving; then each packet is accounted for.
 
@@ -227,10 +235,17 @@ class Stream:
     _numbers = count(1)
 
     def __init__(
-        self, net: Wire, *, queue: int = 0, rate: int = 1_000, hosts: tuple[int, int] = (0, 1)
+        self,
+        net: Wire,
+        *,
+        queue: int = 0,
+        rate: int = 1_000,
+        hosts: tuple[int, int] = (0, 1),
+        lane: Sender | None = None,
     ) -> None:
         self._net, self._rate = net, rate
-        self._lane, self._tap = Lane(net, queue, hosts[0]), Tap(net.hosts[hosts[1]])
+        self._lane = lane or Lane(net, queue, hosts[0])
+        self._tap = Tap(net.hosts[hosts[1]])
         self._first = next(self._numbers) * 1_000_000  # so that several may end at one host
         self._ended, self._all_sent = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=self._safely, args=(do,)) for do in (self._send, self._take)]
