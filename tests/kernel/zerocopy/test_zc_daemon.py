@@ -1,0 +1,340 @@
+"""The daemon on zero-copy queues of both drivers: what it says, what it survives, what a restart costs.
+
+Starting a daemon takes long in emulation, so one lives through all tests (`live`), and each leaves it as it
+was: a queue of virtio_net in the path `wire`, one of igb in `lan`. A Keeper keeps its descriptors, so that
+it can be stopped or killed and have a successor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from daemon import Daemon, Stream, total
+from keeper import Keeper
+from nics import DRIVERS, NicWire, Sender
+from test_daemon_adoption import lost_in_rings
+
+from lab.figures import figure
+from xskd.xsk import BURST
+
+pytest_plugins = "nics"
+
+DEVS = ("v0", "v1", "i0", "i1")
+RING_SIZES = "rings: {fill: 2048, rx: 512, tx: 512, completion: 512}"
+RECOVERY_MS = 15000  # emulated, on a loaded machine
+EACH = pytest.mark.parametrize(("dev", "worker"), [("v0", "wire/0"), ("i0", "lan/0")])
+
+
+def config(wire: str = "", interface: str = "") -> str:
+    """Make the configuration of all tests; `wire`: more keys of that path, `interface`: of v0 and v1."""
+    devices = ", ".join(
+        f"{dev}: {{queues: [0], {RING_SIZES}{interface if dev[0] == 'v' else ''}}}" for dev in DEVS
+    )
+    joined = f"wire: {{connect: [v0, v1]{wire}}}, lan: {{connect: [i0, i1]}}"
+    return f"interfaces: {{{devices}}}\npaths: {{{joined}}}\n"
+
+
+class Live(Daemon):
+    """The daemon of these tests, and the NICs that it has."""
+
+    net: NicWire
+
+    def passes(self, devs: str = "vi", size: int = 64, count: int = 32) -> bool:
+        """Do packets come through, both ways, byte by byte?"""
+        pairs = {"v": (0, 1), "i": (2, 3)}
+        for name in devs:
+            by, to = pairs[name]
+            sent = self.net.frames(count, size)
+            for one, other in ((by, to), (to, by)):
+                self.net.drop_waiting()
+                if sorted(self.net.through(sent, one, other)) != sorted(sent):
+                    return False
+        return True
+
+    def resumes(self, what: str, dev: str, size: int = 64) -> None:
+        """See that packets come through again, and how long that takes from now."""
+        began = time.monotonic()
+        by, to = (0, 1) if dev[0] == "v" else (2, 3)
+        probe = self.net.frames(1, size, first=1 << 24)
+
+        def passed() -> bool:
+            self.net.taps[by].send(probe)
+            return bool(self.net.take(1, set(probe), to, 0.2))
+
+        assert self.net.eventually(passed, 60), self.log
+        took = time.monotonic() - began
+        figure(
+            f"{DRIVERS[dev[0]]}: {what}, to the first packet (emulated)",
+            round(took * 1000),
+            "ms",
+            RECOVERY_MS,
+        )
+        assert self.passes(dev[0])
+        assert self.conserved()
+
+    def conserved(self) -> bool:
+        metrics = self.metrics()
+        return (
+            total(metrics, "xskd_frames_unaccounted")
+            == 0
+            == total(metrics, "xskd_frames", state="quarantined")
+        )
+
+    def dropped(self, to: str) -> float:
+        """How many packets were too long for an interface."""
+        other = {"v0": "v1", "i0": "i1"}[to]
+        return total(self.metrics(), "xskd_dropped_packets", interface=other, reason="oversize")
+
+    def changes(self) -> dict[str, int]:
+        return {dev: self.net.changes(dev) for dev in DEVS}
+
+    def stream(self, dev: str) -> Stream:
+        hosts = (0, 1) if dev[0] == "v" else (2, 3)
+        return Stream(self.net, rate=50, hosts=hosts, lane=Sender(self.net.hosts[hosts[0]]))
+
+
+class Service:
+    """Starts a daemon, and its successors with what the Keeper kept."""
+
+    def __init__(self, directory: Path) -> None:
+        self.net = NicWire(*DEVS)
+        self.net.__enter__()
+        for dev in ("v0", "v1"):  # one queue, to which all packets come
+            self.net.ethtool("-L", dev, "combined", "1")
+        self.directory = directory
+        self.keeper = Keeper(directory / "keeper")
+        self.start()
+
+    def start(self) -> Live:
+        self.live = Live(self.net, self.directory, config(), self.keeper.prefix)
+        self.live.until_ready()
+        assert self.net.eventually(lambda: all(map(self.net.carrier, DEVS)))
+        return self.live
+
+    def close(self) -> None:
+        if self.live.process.poll() is None:
+            self.live.process.kill()
+            self.live.ended()
+        self.keeper.close()
+        self.net.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = Service(tmp_path_factory.mktemp("live"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def live(service: Service, detached: None) -> Iterator[Live]:
+    """The daemon, well; and seen to be as it was when the test has ended."""
+    yield service.live
+    assert service.live.status()["text"] == "2 paths, 2 queues forwarding, zerocopy mode"
+    assert service.live.conserved()
+
+
+def test_the_mode_in_use_is_told(live: Live) -> None:
+    metrics = live.metrics()
+    assert total(metrics, "xskd_socket_mode", mode="zerocopy") == 4
+    assert total(metrics, "xskd_socket_mode", mode="copy") == 0
+    assert {port["mode"] for worker in live.status()["workers"] for port in worker["ports"]} == {"zerocopy"}
+    for dev in DEVS:
+        assert f"{dev}: XDP program attached, native mode" in live.log
+        assert f"{dev} queue 0 bound, zerocopy mode\n" in live.log
+    assert live.log.index("XDP program attached") < live.log.index("queue 0 bound")
+    assert live.passes(size=60)
+    assert live.passes(size=1514)
+
+
+@EACH
+def test_a_link_goes_down_and_comes_back(live: Live, dev: str, worker: str) -> None:
+    pids = live.workers()
+    live.net.link(live.net.dut, dev, "down")
+    assert live.net.eventually(lambda: f"{dev} is down" in live.status()["text"])
+    live.net.taps[1 if dev[0] == "v" else 3].send(live.net.frames(8))  # to be sent where nothing can be
+    time.sleep(0.5)
+    live.net.link(live.net.dut, dev, "up")
+    live.resumes("link down and up", dev)
+    assert live.workers() == pids
+    assert live.net.eventually(lambda: "link" not in live.status()["text"])
+
+
+@EACH
+def test_the_mtu_changes(live: Live, dev: str, worker: str) -> None:
+    pids = live.workers()
+    longest = live.net.frames(1, 1514)
+    to = 1 if dev[0] == "v" else 3
+    live.net.link(live.net.dut, dev, "mtu", "1400")
+    live.resumes("MTU changed", dev)
+    too_long = live.dropped(dev)
+
+    def refused() -> bool:
+        live.net.taps[to].send(longest)  # back to where it is too long now
+        return live.dropped(dev) > too_long
+
+    assert live.net.eventually(refused)
+    live.net.link(live.net.dut, dev, "mtu", "1500")
+    live.resumes("MTU changed", dev)
+    live.resumes("MTU changed", dev, size=1514)
+    assert live.workers() == pids
+
+
+@EACH
+def test_ring_sizes_and_offloads_of_the_nic_change(live: Live, dev: str, worker: str) -> None:
+    pids = live.workers()
+    before = {"v": ("rx", "1024"), "i": ("rx", "256")}[dev[0]]
+    live.net.ethtool("-G", dev, "rx", "512")
+    live.resumes("ethtool -G", dev)
+    live.net.ethtool("-G", dev, *before)
+    live.resumes("ethtool -G", dev)
+    for way in ("off", "on"):
+        live.net.ethtool("-K", dev, "gro", way)
+        live.resumes("ethtool -K", dev)
+    assert live.workers() == pids
+
+
+def test_queues_are_taken_away_and_given_back(live: Live) -> None:
+    """Only queue 0 is bound, so the others may go; the one in use may not (test_zc_bind.py)."""
+    pids = live.workers()
+    for number in ("1", "2"):
+        live.net.ethtool("-L", "i0", "combined", number)
+        live.resumes("ethtool -L", "i0")
+    refused = live.net.ethtool("-L", "v0", "combined", "2", check=False)  # never under a program
+    assert refused.returncode != 0
+    live.resumes("ethtool -L refused", "v0")
+    assert live.workers() == pids
+
+
+@EACH
+def test_a_killed_workers_successor_goes_on_with_its_rings(live: Live, dev: str, worker: str) -> None:
+    """The NIC holds its frames meanwhile, and goes on writing packets into them."""
+    before, adopted = live.changes(), live.worker(worker)["adoptions"].get("adopted", 0)
+    full = lost_in_rings(live.metrics())
+    with live.stream(dev) as stream:
+        time.sleep(0.5)
+        killed = live.workers()[worker]
+        began = time.monotonic()
+        os.kill(killed, signal.SIGKILL)
+        live.net.eventually(lambda: live.forwards(worker, other_than=killed), 60)
+        took = time.monotonic() - began
+        assert stream.goes_on()
+    print(f"{stream!r}; silence {stream.silence * 1000:.0f} ms; {live.log.splitlines()[-3:]}")
+    figure(f"{DRIVERS[dev[0]]}: worker killed, to its successor (emulated)", round(took * 1000), "ms", 60000)
+    assert live.worker(worker)["adoptions"]["adopted"] == adopted + 1
+    assert live.changes() == before
+    assert stream.doubled == stream.damaged == 0
+    overrun = lost_in_rings(live.metrics()) - full  # what came after RX was full
+    assert stream.lost <= overrun + BURST  # and a batch at most that was in its hands
+    assert live.passes(dev[0])
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_restart_costs_no_packet_and_no_carrier(live: Live, service: Service, sign: signal.Signals) -> None:
+    before = live.changes()
+    with live.stream("v0") as wire, live.stream("i0") as lan:
+        time.sleep(0.5)
+        live.process.send_signal(sign)
+        live.ended()
+        began = time.monotonic()
+        successor = service.start()
+        took = time.monotonic() - began
+        assert wire.goes_on() and lan.goes_on()
+    print(f"{wire!r}\n{lan!r}\nsilence {wire.silence:.3f} s, {lan.silence:.3f} s; up in {took:.1f} s")
+    changed = sum(successor.changes().values()) - sum(before.values())
+    figure("carrier changes of a restart (emulated)", changed, "", 0)
+    figure("packets lost by a restart (emulated)", wire.lost + lan.lost, "", 0)
+    assert wire.doubled == wire.damaged == lan.doubled == lan.damaged == 0
+    assert "let go of" not in successor.log
+    assert {worker["adoptions"].get("adopted") for worker in successor.status()["workers"]} != {None}
+    assert successor.passes()
+
+
+def test_no_express_lane_leads_into_a_zero_copy_queue(live: Live) -> None:
+    """Redirected frames that a virtio_net in zero-copy mode gets are lost, all of them, in silence."""
+    live.reload(config(wire=", express: auto"))
+    assert "v0: express lane closed: a queue of the path is in zero-copy mode" in live.log
+    assert total(live.metrics(), "xskd_express_lane", interface="v0", state="zerocopy") == 1
+    assert total(live.metrics(), "xskd_express_lane", interface="v1", state="zerocopy") == 1
+    assert live.passes("v")
+    assert total(live.metrics(), "xskd_xdp_verdicts", interface="v0", verdict="expressed") == 0
+    live.reload(config())
+
+
+@contextmanager
+def jumbo(live: Live) -> Iterator[None]:
+    ends = [(live.net.dut, dev) for dev in ("v0", "v1")] + [(host, "eth0") for host in live.net.hosts[:2]]
+    for ns, dev in ends:
+        live.net.link(ns, dev, "mtu", "4000")
+    try:
+        yield
+    finally:
+        for ns, dev in ends:
+            live.net.link(ns, dev, "mtu", "1500")
+
+
+def test_where_the_driver_refuses_zero_copy_the_path_copies_and_says_so(live: Live) -> None:
+    """Packets of several frames: neither driver has them in zero-copy mode."""
+
+    def mode(name: str) -> bool:
+        return [port["mode"] for port in live.worker("wire/0")["ports"]] == [name] * 2
+
+    with jumbo(live):
+        assert live.net.eventually(lambda: mode("copy"), 60), live.log
+        assert "(zero-copy refused: EOPNOTSUPP)" in live.log
+        metrics = live.metrics()
+        assert total(metrics, "xskd_socket_mode", interface="v0", mode="copy") == 1
+        assert total(metrics, "xskd_socket_mode_wanted", interface="v0", mode="auto") == 1
+        assert total(metrics, "xskd_interface_zerocopy_able", interface="v0") == 1
+        assert total(metrics, "xskd_socket_mode", interface="i0", mode="zerocopy") == 1
+        assert live.passes("v", size=3900, count=16)
+    assert live.net.eventually(lambda: mode("zerocopy"), 60), live.log
+    assert live.passes("v")
+
+
+def test_a_path_that_insists_on_zero_copy_waits_for_a_smaller_mtu(live: Live) -> None:
+    live.reload(config(interface=", mode: zerocopy"))
+    with jumbo(live):
+        assert live.net.eventually(lambda: "wire" in live.status()["waiting"], 60), live.log
+        assert "with zero-copy v0 takes 1 frame a packet" in live.status()["waiting"]["wire"][0]
+        assert live.passes("i")
+    assert live.net.eventually(lambda: live.forwards("wire/0"), 60)
+    live.reload(config())
+
+
+@pytest.mark.parametrize(("dev", "other"), [("v1", "i"), ("i1", "v")])
+def test_a_device_leaves_its_driver_and_comes_back(live: Live, dev: str, other: str) -> None:
+    path = {"v": "wire", "i": "lan"}[dev[0]]
+    device = Path(f"/sys/class/net/{dev}/device").resolve()
+    driver, mac = (device / "driver").resolve(), Path(f"/sys/class/net/{dev}/address").read_text()
+    began = time.monotonic()
+    (driver / "unbind").write_text(device.name)
+    assert live.net.eventually(lambda: path in live.status()["waiting"], 60), live.log
+    figure(
+        f"{DRIVERS[dev[0]]}: driver unbound, until its path waits (emulated)",
+        round((time.monotonic() - began) * 1000),
+        "ms",
+        RECOVERY_MS,
+    )
+    assert live.passes(other)
+    (driver / "bind").write_text(device.name)
+    assert live.net.eventually(lambda: by_mac(mac) is not None)
+    live.net.run(live.net.dut, "ip", "link", "set", str(by_mac(mac)), "name", dev)
+    live.net.run(
+        live.net.dut, "ip", "link", "set", dev, "addrgenmode", "none", "promisc", "on", "mtu", "1500", "up"
+    )
+    if dev[0] == "v":
+        live.net.ethtool("-L", dev, "combined", "1", check=False)
+    assert live.net.eventually(lambda: live.forwards(f"{path}/0"), 60), live.log
+    live.resumes("driver bound again", dev)
+
+
+def by_mac(mac: str) -> str | None:
+    found = [each.parent.name for each in Path("/sys/class/net").glob("*/address") if each.read_text() == mac]
+    return found[0] if found else None

@@ -1,0 +1,59 @@
+"""The doctor on zero-copy NICs knows their traps, and mends the one that eats VLAN tags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from daemon import paths
+from nics import RINGS, MakeNics
+from test_doctor_checks import Doctor
+
+pytest_plugins = "nics"
+
+SIZES = "queues: [0], rings: {{fill: {}, rx: 512, tx: 512, completion: 512}}"
+TAG = bytes.fromhex("8100 0007")  # VLAN 7
+
+
+def config(fill: int = 2048, size: int = 4096) -> str:
+    devices = ("v0", "i0")
+    interface = SIZES.format(fill)
+    return paths(
+        "wire: {connect: [v0, i0]}", *devices, interface=interface, rest=f"umem: {{frame_size: {size}}}"
+    )
+
+
+def test_the_traps_of_zero_copy_drivers_are_seen(nics: MakeNics, tmp_path: Path) -> None:
+    net = nics("v0", "i0")
+    found, _, _ = Doctor(net, tmp_path, config(fill=512, size=2048)).ask()
+    for dev in ("v0", "i0"):
+        assert found[dev, "zero-copy"]["verdict"] == "OK"
+        assert found[dev, "multi-buffer"]["verdict"] == "WARN"  # igb cuts packets in frames of 2,048 bytes
+    assert found["v0", "fill ring"]["verdict"] == "WARN"
+    assert found["v0", "fill ring"]["mend"] == "set interfaces.v0.rings.fill: 2048"
+    found, _, _ = Doctor(net, tmp_path, config()).ask()
+    for dev in ("v0", "i0"):
+        assert {found[dev, each]["verdict"] for each in ("multi-buffer", "fill ring", "MTU")} == {"OK"}
+
+
+def test_vlan_tags_are_stripped_until_the_doctor_mends_it(ready: MakeNics, tmp_path: Path) -> None:
+    net = ready("i0", "i1")
+    forwarder = net.forward("connect", rings=RINGS)
+    tagged = [packet[:12] + TAG + packet[12:] for packet in net.frames(16)]
+    bare = net.frames(16)
+    doctor = Doctor(
+        net, tmp_path, paths("wire: {connect: [i0, i1]}", "i0", "i1", interface=SIZES.format(2048))
+    )
+    net.ethtool("-K", "i0", "rxvlan", "on")
+    with net.running(forwarder):
+        net.taps[0].send(tagged)
+        assert net.take(16, {*tagged, *bare}, 1) == bare, "the driver does not strip tags any more"
+        found, fixes, _ = doctor.ask("--fix")
+        assert "VLAN stripping" in {
+            fix["check"] for fix in fixes if fix["subject"] == "i0" and fix["success"]
+        }
+        assert found["i0", "VLAN stripping"]["verdict"] == "OK"
+        assert net.eventually(lambda: net.carrier("i0") and net.carrier("i1"))
+        net.taps[0].send(tagged)
+        assert net.take(16, {*tagged, *bare}, 1) == tagged
+    for fix in fixes:
+        net.run(net.dut, *fix["undo"].split())
