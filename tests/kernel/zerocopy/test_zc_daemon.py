@@ -136,7 +136,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def live(service: Service, detached: None) -> Iterator[Live]:
     """The daemon, well; and seen to be as it was when the test has ended."""
     yield service.live
-    assert service.live.status()["text"] == "2 paths, 2 queues forwarding, zerocopy mode"
+    well = "2 paths, 2 queues forwarding, zerocopy mode"
+    assert service.net.eventually(lambda: service.live.status()["text"] == well), service.live.log
     assert service.live.conserved()
 
 
