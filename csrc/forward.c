@@ -270,7 +270,7 @@ static uint32_t __attribute__((noinline, cold)) blocked(const struct xskd_forwar
 	const uint32_t n = ring_peek(&in->rings[XSKD_RX], most);
 
 	observe(out, XSKD_TX, ring_used_by_producer(&out->rings[XSKD_TX]));
-	if (ring_peek(&in->rings[XSKD_RX], 1) == 0)
+	if (n == 0)
 		return 0;
 	if (forward->action != XSKD_ROUTE)      /* may come here several times a turn */
 		count(&in->counters->tx_blocked, 1);

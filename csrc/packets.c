@@ -76,8 +76,10 @@ static void give_up_frame(struct xskd_port *in, const struct xdp_desc *desc)
 {
 	const struct frames frames = frames_of(in->umem);
 
-	if (!lies_in(&frames, desc->addr, 1, rx_owner(in)))
+	if (!lies_in(&frames, desc->addr, 1, rx_owner(in))) {
+		frames_wrong(in, XSKD_RX);
 		return;
+	}
 	if (lies_in(&frames, desc->addr, part_of(desc), rx_owner(in))) {
 		route_forget(in->umem->area + desc->addr, desc->addr - frame_of(in, desc) * frames.size);
 		put_free(in->umem, (uint32_t)frame_of(in, desc));

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xskd.errors import ConfigError, XskdError
+from xskd.listening import Listener
 from xskd.refusals import Refusals
 from xskd.status import DaemonStatus
 from xskd.tap import MAX_RINGS
@@ -90,7 +91,7 @@ class ControlServer:
         self._captures, self._group = captures, group
         self._refusals = refusals or Refusals()
         self._clients = {True: 0, False: 0}  # may do everything, or is of the group
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
 
     async def start(self) -> None:
         """Begin to listen, over a socket file that a dead daemon may have left."""
@@ -101,7 +102,7 @@ class ControlServer:
                 self.path.unlink()
             listening = _listen(self.path, self._group)
             try:
-                self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=MAX_REQUEST)
+                self._server = Listener(listening, self._serve, MAX_REQUEST)
             except OSError:
                 listening.close()
                 self.path.unlink()

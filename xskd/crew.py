@@ -188,6 +188,9 @@ class Crew:
                 self._bury(slot, "stalled", f"no heartbeat for {seconds:.1f} s")
             elif seconds > SUSPECT_SECONDS:
                 self._suspects[slot] = last
+        for slot in self.slots.values():
+            if slot.state == "forwarding":
+                self._guard(slot)
         return all(seconds <= STALLED_SECONDS for seconds in silent.values())
 
     def _guard(self, slot: Slot) -> None:

@@ -40,7 +40,6 @@ CLIENT_SECONDS = 10.0  # from the beginning of a connection to its end, as long 
 ASKING_SECONDS = 0.25  # a client that has not asked by then makes room for another, where there is none
 MAX_CLIENTS = 32  # connections at once
 MAX_REQUEST = 16384  # bytes of a request; Prometheus' have some hundred
-
 PAUSE_SECONDS = 0.5  # without a descriptor for a connection, before the next try
 
 
@@ -146,6 +145,14 @@ class _Server(ThreadingWSGIServer):
         self._since: dict[socket.socket, float] = {}
         self._asking: set[socket.socket] = set()
         super().__init__(*args, **more)
+
+    def get_request(self) -> Any:
+        """Take a connection. Without a descriptor the select before this is over at once: wait here."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(PAUSE_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve one more, if there is a place, or one can be had."""

@@ -6,7 +6,6 @@ all it does is call the loop with a time bound and read where the frames are.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -102,8 +101,7 @@ class Forwarder:
             dead = next((s for s in self.sockets if s.port.error), None)
             if dead is None:
                 raise XskError("poll", errno=error)
-            hint = "the socket is no longer bound: its device is gone" if error == errno.ENXIO else ""
-            raise XskError("wakeup", interface=dead.interface, queue=dead.queue, errno=error, hint=hint)
+            raise dead.died()
         for member in self.sockets:  # an idle socket makes no call that would fail
             member.probe()
         return bool(self._forward.control_ready)

@@ -130,6 +130,7 @@ class WorkerProcess(Peer):
             pidfd = os.pidfd_open(self._process.pid)
             undo.callback(os.close, pidfd)
             super().__init__(link, pidfd, plan)
+            self._pid = self._process.pid
             channel.send(link, {"plan": plan.to_json(), "adopt": adopt}, descriptors)  # EPIPE: it died
             undo.pop_all()
 

@@ -301,6 +301,19 @@ class Socket:
         self.probe()
         return False
 
+    def died(self) -> XskError:
+        """The error that ended the loop here, from `port.error`."""
+        if self.port.error != errno.EBADMSG:
+            gone = self.port.error == errno.ENXIO
+            hint = "the socket is no longer bound: its device is gone" if gone else ""
+            return self._error("wakeup", self.port.error, hint)
+        ring, wrong = RINGS[self.port.corrupt], self.port.wrong
+        hint = "its index cannot be"
+        if wrong >= lib.XSKD_WRONG_ENTRIES:
+            hint = f"{wrong} entries of rx and completion name no frame that the kernel has"
+        hint += "; a bug of the driver or the kernel, and only new sockets help"
+        return self._error(f"{ring} ring", self.port.error, hint)
+
     def wait_for_room(self, timeout: float) -> bool:
         """Sleep until the TX ring is at most half full, at most `timeout` seconds. True if it is.
 
@@ -444,7 +457,8 @@ class Socket:
         deadline, pause = time.monotonic() + busy_timeout, 0.005
         while lib.xskd_bind(self.fileno(), address) < 0:
             if ffi.errno != errno.EBUSY or time.monotonic() + pause > deadline:
-                raise self._error("bind", ffi.errno, *_bind_advice(ffi.errno, self.queue, flags))
+                advice = _bind_advice(ffi.errno, self.queue, flags, shared=shared_fd is not None)
+                raise self._error("bind", ffi.errno, *advice)
             self.bind_retries += 1
             time.sleep(pause)
             pause = min(pause * 2, 0.2)
@@ -527,9 +541,11 @@ def _ifindex(interface: str) -> int:
         raise XskError("if_nametoindex", interface=interface, errno=error.errno, hint=hint) from error
 
 
-def _bind_advice(error: int, queue: int, flags: int = 0) -> tuple[str, str | None]:
+def _bind_advice(error: int, queue: int, flags: int = 0, *, shared: bool = False) -> tuple[str, str | None]:
     """What an errno of bind means for the person who configured it, and the key to change."""
-    invalid = f"queue {queue} does not exist, or zero-copy cannot take the MTU with this frame size"
+    too_long = "zero-copy cannot take the MTU with this frame size"
+    invalid = f"queue {queue} does not exist, or "
+    invalid += "another socket of this UMEM has it" if shared else too_long
     if flags & lib.XDP_USE_SG:
         invalid += ", or the kernel is too old for XDP_USE_SG (Linux 6.6)"
     return {

@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[2]
 # These need NICs in zero-copy mode and take over whatever has their names: only in the virtual machine that
 # tests/system/test_zero_copy.py boots.
 collect_ignore = [] if os.environ.get("XSKD_ZERO_COPY") else ["zerocopy"]
-PATIENCE = 5.0  # seconds: how long anything that must happen may take
+SLOWNESS = float(os.environ.get("XSKD_SLOWNESS", "1"))  # of the machine; an emulated one is given more time
+PATIENCE = 5.0 * SLOWNESS  # seconds: how long anything that must happen may take
 WINDOW = 128  # packets on their way at once: a veth's own ring has 256 places, and nothing here may be lost
 NOISE = random.Random(9478).randbytes(4096)
 PACKET_IGNORE_OUTGOING = 23  # linux/if_packet.h

@@ -256,9 +256,7 @@ def does_not_die(scene: Scene) -> str:
 
 def test_a_successor_that_cannot_be_started_costs_no_sockets(forwarding: Scene) -> None:
     before = forwarding.inodes()
-    FakeProcess.refuse = BlockingIOError(
-        11, "Resource temporarily unavailable"
-    )  # fork: no process, no memory
+    FakeProcess.refuse = BlockingIOError(11, "Resource temporarily unavailable")  # as fork() says it
     forwarding.dies()
     slot = forwarding.slot()
     assert (slot.state, slot.restarts) == ("backoff", {"SIGKILL": 1, "spawn": 1})

@@ -1,6 +1,6 @@
 """Packets that nobody should send, byte for byte through every kind of path.
 
-They come from sockets that see every byte and send anything, on a build that poisons frames: see ends.py.
+They come from sockets that see every byte and send anything, on a build that poisons frames: see xsk_ends.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import WINDOW, Wire
 from daemon import SMALL, connect, paths, running, total
-from ends import HEAD, NOISE, POISON, Ends, compare, of_length, poison_in, poisoning, well
 from routed import routers
+from xsk_ends import HEAD, NOISE, POISON, Ends, compare, of_length, poison_in, poisoning, well
 
 from lab import rule_model, rule_packets
 from xskd import config

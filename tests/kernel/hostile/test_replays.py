@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import ROOT
 from daemon import connect, running
-from ends import Ends, poisoning, well
+from xsk_ends import Ends, poisoning, well
 
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire

@@ -42,7 +42,8 @@ def poisoning(where: Path) -> tuple[str, ...]:
     """
     where /= "poisoned"
     where.mkdir()
-    (where / "csrc").symlink_to(ROOT / "csrc")
+    for part in ("csrc", "bpf"):  # a link would have the objects of this build put beside the sources
+        shutil.copytree(ROOT / part, where / part)
     shutil.copytree(ROOT / "xskd", where / "xskd", ignore=shutil.ignore_patterns("_forward*", "__pycache__"))
     compiling = "import runpy; runpy.run_path('csrc/build.py')['forward'].compile(tmpdir='.')"
     environment = {**os.environ, "CFLAGS": f"-DXSKD_POISON={POISON}"}
