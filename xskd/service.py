@@ -26,8 +26,8 @@ log = logging.getLogger("xskd")
 
 def run(file: Path) -> None:
     """Run what the file says until a signal ends it. Raises XskdError if it cannot start or go on."""
-    _take_descriptors()
     try:
+        _take_descriptors()
         _run(file)
     except (OSError, MemoryError, RuntimeError) as error:  # the last two also of threads that cannot be had
         refused = refusal(error)
@@ -49,7 +49,8 @@ def _take_descriptors() -> None:
     """As many as we may have. XskdError if those are too few to say of anything what it lacks."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:  # workers inherit it, and open nothing
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with contextlib.suppress(OSError, ValueError):  # where that is forbidden, fewer have to do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < LEAST_DESCRIPTORS:
         raise XskdError(
             f"no more than {hard} files may be open (RLIMIT_NOFILE), and the least that a daemon takes is "

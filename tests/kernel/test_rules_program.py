@@ -150,6 +150,7 @@ def test_a_packet_that_costs_more_than_can_be_saved_up_is_paid_off_at_the_rate(p
         time.sleep(0.012)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("rate", [1_000, 10_000])
 def test_a_limit_is_met_within_2_percent_over_5_seconds(program: Program, rate: int) -> None:
     """Offered as fast as this process can; time in which it was kept from it is taken off."""

@@ -276,11 +276,7 @@ class Model(RuleBasedStateMachine):
         out.blocked_since = out.blocked_since or self.now
         if self.now - out.blocked_since >= DEADLINE_NS:
             for entry in self.take_rx(port, BURST):
-                if self.sound(entry):  # whatever it is, it was there too long
-                    port.counts["tx_full"] += 1
-                    self.free.append(entry.frame)
-                else:
-                    self.drop(port, entry, "tx_full")
+                self.drop(port, entry, "tx_full")
 
     def refill(self, index: int) -> None:
         """Both: FILL to the brim, from the top of the free stack."""

@@ -97,6 +97,7 @@ def test_a_restart_under_load_loses_nothing_the_kernel_did_not_count(machine: Ma
     account(machine, stream, "one restart")
 
 
+@pytest.mark.alone  # counts the programs of the whole kernel
 @pytest.mark.timeout(400)
 def test_a_hundred_restarts_under_load_leak_nothing(
     machine: Machine, times: Callable[[int, int], int]

@@ -28,7 +28,10 @@ XSKD_SLOWNESS=20 {sys.executable} -m pytest -q --timeout 560 '{TEST}' || exit 1
 exit 7
 """
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: QEMU in namespaces of its own")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: QEMU in namespaces of its own"),
+    pytest.mark.alone,
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -39,6 +39,7 @@ SELECTION = tuple(
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: QEMU in namespaces of its own"),
+    pytest.mark.alone,
     pytest.mark.timeout(SECONDS[True] + 100),  # the first of them boots the VM
 ]
 

@@ -88,7 +88,8 @@ ERRNOS: Mapping[str, str] = {
     "poll": "EINTR ENOMEM",
     "ppoll": "EINTR ENOMEM",
     "ioctl": "ENODEV EOPNOTSUPP EPERM ENOMEM EINTR",
-    # Rights and CPUs.
+    # Rights, limits and CPUs.
+    "prlimit64": "EPERM EINVAL",
     "sched_setaffinity": "EINVAL EPERM",
     "sched_getaffinity": "EINVAL EPERM",
     "prctl": "EINVAL EPERM",
