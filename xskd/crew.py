@@ -185,7 +185,8 @@ class Crew:
         for slot, seconds in silent.items():
             last = slot.process, int(slot.page.struct.heartbeat_ns)
             if seconds > STALLED_SECONDS and before.get(slot) == last:
-                self._bury(slot, "stalled", f"no heartbeat for {seconds:.1f} s")
+                said = slot.process.error if slot.process else None  # its exit is what hangs
+                self._bury(slot, "stalled", said or f"no heartbeat for {seconds:.1f} s")
             elif seconds > SUSPECT_SECONDS:
                 self._suspects[slot] = last
         for slot in self.slots.values():

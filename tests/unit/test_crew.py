@@ -355,6 +355,17 @@ def test_a_machine_that_stood_still_has_no_hanging_workers(forwarding: Scene) ->
     assert [forwarding.process(index) for index in (0, 1)] == processes
 
 
+def test_a_worker_that_hangs_while_it_ends_has_said_why(forwarding: Scene) -> None:
+    """Nobody turns any more once it has said so, and on a busy machine a process may take its time to end."""
+    hanging = forwarding.slot(0)
+    hanging.since -= 100
+    forwarding.process(0).error = "rx ring: EBADMSG"
+    forwarding.do(forwarding.crew.tick)  # one that is silent is suspected
+    assert forwarding.do(forwarding.crew.tick) is False
+    assert (hanging.last_error, hanging.restarts) == ("rx ring: EBADMSG", {"stalled": 1})
+    assert not forwarding.process(0).adopt
+
+
 def test_workers_that_turn_are_well(forwarding: Scene) -> None:
     assert forwarding.do(forwarding.crew.tick) is True
     assert [slot.state for slot in forwarding.crew.slots.values()] == ["forwarding", "forwarding"]

@@ -188,7 +188,7 @@ class Fault:
     def options(self, trace: Path) -> list[str]:
         """What strace is told."""
         inject = f"inject={self.place.call}:error={self.errno}:when={self.place.nth}"
-        follow = ["-f", "--seccomp-bpf"] if self.threads else []
+        follow = ["-f"] if self.threads else []
         return [*follow, "-e", f"trace={self.place.call}", "-e", inject, "-o", str(trace)]
 
 

@@ -64,7 +64,7 @@ def test_every_call_of_a_daemon_with_every_errno(wire: MakeWire, tmp_path: Path,
     report = Report("a call of the supervisor fails")
     with Nursery(wire(), tmp_path) as nursery:
         whole = faults(nursery.baseline())
-        try_daemons(nursery, sample(whole, times(12, ALL), SEED), report)
+        try_daemons(nursery, sample(whole, times(10, ALL), SEED), report)
     report.hold(seconds=25.0, cpu=5.0)
 
 
@@ -85,7 +85,7 @@ def test_every_call_of_a_worker_with_every_errno(
     report = Report(f"a call of a worker fails while {'adopting' if adopt else 'binding'}")
     with Nursery(wire(), tmp_path) as nursery:
         workers = Workers(nursery)
-        for fault in sample(faults(workers.baseline(adopt=adopt)), times(8, ALL), SEED):
+        for fault in sample(faults(workers.baseline(adopt=adopt)), times(6, ALL), SEED):
             outcome = workers.try_one(fault.options(nursery.trace)[:-2], adopt=adopt)
             ended = "worker ended" in outcome.log
             kind = "not reached" if not outcome.hit else "restarted" if ended else "went on"
