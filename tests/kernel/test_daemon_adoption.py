@@ -33,12 +33,22 @@ def kill(daemon: Daemon, name: str) -> int:
 
 
 def newcomers(daemon: Daemon, known: set[int]) -> set[int]:
-    """Wait for worker processes other than these; they need some 75 ms to do anything."""
+    """Wait for worker processes other than these; they need some 75 ms to do anything.
+
+    One that is not a worker's program yet shares its memory with the daemon, which waits for it: stopping
+    that one would stop both.
+    """
     deadline = time.monotonic() + 15
-    while not (new := daemon.children() - known):
+    while not (new := {pid for pid in daemon.children() - known if _is_worker(pid)}):
         assert time.monotonic() < deadline, "nobody comes"
         time.sleep(0.001)
     return new
+
+
+def _is_worker(pid: int) -> bool:
+    with suppress(OSError):
+        return b"xskd.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def kill_newcomer(daemon: Daemon) -> None:

@@ -38,6 +38,7 @@ def lane(machine: Machine) -> str:
     return str(found["lane"])
 
 
+@pytest.mark.alone  # at this rate a ring overruns while others have the CPUs
 @pytest.mark.parametrize("verdict", ["redirect", "express"])
 def test_rules_counts_and_lanes_outlive_the_supervisor(verdict: str) -> None:
     with booted() as machine:
