@@ -7,6 +7,7 @@ it can be stopped or killed and have a successor.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -24,20 +25,25 @@ from lab.figures import figure
 from xskd.xsk import BURST
 
 pytest_plugins = "nics"
+pytestmark = pytest.mark.timeout(600)  # the first of them starts the daemon
 
 DEVS = ("v0", "v1", "i0", "i1")
 RING_SIZES = "rings: {fill: 2048, rx: 512, tx: 512, completion: 512}"
+STARVED = "rings: {fill: 256, rx: 2048, tx: 256, completion: 256}"  # against the doctor's advice
+FRAMES = 1024  # of a worker with these, the fewest: all of them are in FILL and the NICs' own rings
+STARVED_SECONDS = 5.0
+STARVED_MS = 60000  # until a ring that ran dry is whole again, or there is another
 RECOVERY_MS = 15000  # emulated, on a loaded machine
 EACH = pytest.mark.parametrize(("dev", "worker"), [("v0", "wire/0"), ("i0", "lan/0")])
 
 
-def config(wire: str = "", interface: str = "") -> str:
+def config(wire: str = "", interface: str = "", rings: str = RING_SIZES, rest: str = "") -> str:
     """Make the configuration of all tests; `wire`: more keys of that path, `interface`: of v0 and v1."""
     devices = ", ".join(
-        f"{dev}: {{queues: [0], {RING_SIZES}{interface if dev[0] == 'v' else ''}}}" for dev in DEVS
+        f"{dev}: {{queues: [0], {rings}{interface if dev[0] == 'v' else ''}}}" for dev in DEVS
     )
     joined = f"wire: {{connect: [v0, v1]{wire}}}, lan: {{connect: [i0, i1]}}"
-    return f"interfaces: {{{devices}}}\npaths: {{{joined}}}\n"
+    return f"interfaces: {{{devices}}}\npaths: {{{joined}}}\n{rest}\n"
 
 
 class Live(Daemon):
@@ -77,6 +83,18 @@ class Live(Daemon):
         )
         assert self.passes(dev[0])
         assert self.conserved()
+
+    def recovers(self, dev: str, first: int) -> None:
+        """Wait until a whole window of packets comes through unchanged, and none but these."""
+        by, to = (0, 1) if dev[0] == "v" else (2, 3)
+        numbers = itertools.count(first, 32)
+
+        def passed() -> bool:
+            sent = self.net.frames(32, first=next(numbers))
+            self.net.taps[by].send(sent)
+            return self.net.take(32, set(sent), to, 5.0) == sent
+
+        assert self.net.eventually(passed), self.log
 
     def conserved(self) -> bool:
         metrics = self.metrics()
@@ -255,6 +273,51 @@ def test_a_restart_costs_no_packet_and_no_carrier(live: Live, service: Service, 
     assert "let go of" not in successor.log
     assert {worker["adoptions"].get("adopted") for worker in successor.status()["workers"]} != {None}
     assert successor.passes()
+
+
+@EACH
+def test_a_path_whose_nic_was_starved_for_seconds_recovers(live: Live, dev: str, worker: str) -> None:
+    """With rings that let it, FILL and the NIC's own ring run dry before RX is full, and stay so.
+
+    The whole daemon stands still meanwhile: a worker that does so alone is found to hang. igb's driver may
+    repeat descriptors then (docs/compatibility-drivers.md), which ends the worker; another has new rings.
+    """
+    live.reload(config(rings=STARVED, rest=f"umem: {{frames: {FRAMES}}}"))
+    live.recovers(dev, 1 << 20)
+    starve(live, dev, worker)
+    began = time.monotonic()
+    live.recovers(dev, 3 << 20)
+    took = time.monotonic() - began
+    metrics, now = live.metrics(), live.worker(worker)
+    print(
+        f"{dev}: {total(metrics, 'xskd_dropped_packets', interface=dev, reason='invalid'):g} invalid, "
+        f"restarts {now['restarts']}, adoptions {now['adoptions']}"
+    )
+    figure(
+        f"{DRIVERS[dev[0]]}: starved for {STARVED_SECONDS:g} s, until all packets pass (emulated)",
+        round(took * 1000),
+        "ms",
+        STARVED_MS,
+    )
+    assert total(metrics, "xskd_frames_unaccounted") == 0
+    live.reload(config())
+
+
+def starve(live: Live, dev: str, worker: str) -> None:
+    """Stop supervisor and worker, and send more than there are frames."""
+    stopped = (live.pid, live.workers()[worker])
+    tap = live.net.taps[0 if dev[0] == "v" else 2]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        began, sent = time.monotonic(), 0
+        while time.monotonic() - began < STARVED_SECONDS or sent < FRAMES:
+            tap.send(live.net.frames(8, first=(2 << 20) + sent))
+            sent += 8
+            time.sleep(0.01)
+    finally:
+        for pid in reversed(stopped):
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_no_express_lane_leads_into_a_zero_copy_queue(live: Live) -> None:
