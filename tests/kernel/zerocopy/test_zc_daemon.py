@@ -351,7 +351,7 @@ def test_where_the_driver_refuses_zero_copy_the_path_copies_and_says_so(live: Li
 
     with jumbo(live):
         assert live.net.eventually(lambda: mode("copy"), 60), live.log
-        assert "(zero-copy refused: EOPNOTSUPP)" in live.log
+        assert "(zero-copy refused: EOPNOTSUPP (Operation not supported))" in live.log
         metrics = live.metrics()
         assert total(metrics, "xskd_socket_mode", interface="v0", mode="copy") == 1
         assert total(metrics, "xskd_socket_mode_wanted", interface="v0", mode="auto") == 1
