@@ -11,7 +11,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class Live(Daemon):
         def passed() -> bool:
             sent = self.net.frames(32, first=next(numbers))
             self.net.taps[by].send(sent)
-            return self.net.take(32, set(sent), to, 5.0) == sent
+            return self.net.take(32, set(sent), to, 1.0) == sent
 
         assert self.net.eventually(passed), self.log
 
@@ -276,31 +276,43 @@ def test_a_restart_costs_no_packet_and_no_carrier(live: Live, service: Service, 
 
 
 @EACH
-def test_a_path_whose_nic_was_starved_for_seconds_recovers(live: Live, dev: str, worker: str) -> None:
+def test_a_path_whose_nic_was_starved_for_seconds_recovers(
+    live: Live, dev: str, worker: str, times: Callable[[int, int], int]
+) -> None:
     """With rings that let it, FILL and the NIC's own ring run dry before RX is full, and stay so.
 
     The whole daemon stands still meanwhile: a worker that does so alone is found to hang. igb's driver may
-    repeat descriptors then (docs/compatibility-drivers.md), which ends the worker; another has new rings.
+    repeat descriptors then (docs/compatibility-drivers.md), which ends the worker; another has new rings. It
+    does so when FILL ends near the end of its own ring, where it does if nothing has come before.
     """
-    live.reload(config(rings=STARVED, rest=f"umem: {{frames: {FRAMES}}}"))
-    live.recovers(dev, 1 << 20)
-    starve(live, dev, worker)
-    began = time.monotonic()
-    live.recovers(dev, 3 << 20)
-    took = time.monotonic() - began
-    metrics, now = live.metrics(), live.worker(worker)
-    print(
-        f"{dev}: {total(metrics, 'xskd_dropped_packets', interface=dev, reason='invalid'):g} invalid, "
-        f"restarts {now['restarts']}, adoptions {now['adoptions']}"
-    )
+    longest = 0.0
+    for number in range(times(1, 5)):
+        live.reload(config(rings=STARVED, rest=f"umem: {{frames: {FRAMES}}}"))
+        before = counts(live, dev, worker)
+        starve(live, dev, worker)
+        began = time.monotonic()
+        live.recovers(dev, (2 * number + 3) << 20)
+        longest = max(longest, time.monotonic() - began)
+        print(f"{dev}: before {before}, now {counts(live, dev, worker)}")
+        assert total(live.metrics(), "xskd_frames_unaccounted") == 0
+        live.reload(config())
     figure(
         f"{DRIVERS[dev[0]]}: starved for {STARVED_SECONDS:g} s, until all packets pass (emulated)",
-        round(took * 1000),
+        round(longest * 1000),
         "ms",
         STARVED_MS,
     )
-    assert total(metrics, "xskd_frames_unaccounted") == 0
-    live.reload(config())
+
+
+def counts(live: Live, dev: str, worker: str) -> dict[str, float]:
+    """What tells whether a ring ran dry, and whether its entries could be believed."""
+    metrics = live.metrics()
+    return {
+        "invalid": total(metrics, "xskd_dropped_packets", interface=dev, reason="invalid"),
+        "fill empty": total(metrics, "xskd_xdp_statistics", interface=dev, stat="rx_fill_ring_empty_descs"),
+        "RX full": total(metrics, "xskd_xdp_statistics", interface=dev, stat="rx_ring_full"),
+        "restarts": sum(live.worker(worker)["restarts"].values()),
+    }
 
 
 def starve(live: Live, dev: str, worker: str) -> None:
