@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from xskd.spawn import Peer
 from xskd.store import Store
 
 START_SECONDS = 20.0  # for a worker to bind: EBUSY may take 5 of them, pinning much memory some more
+START_CPU_SECONDS = 0.2  # of them, with which a worker is slow and does not hang: it is left as many again
+LONGEST_START_SECONDS = 120.0
 STOP_SECONDS = 3.0  # for a worker to drain; then it is killed
 YIELD_SECONDS = 1.0  # for a predecessor to stop at the end of a turn; then it is killed
 STALLED_SECONDS = 1.5  # without a heartbeat; a healthy loop beats at least every 0.1 s
@@ -267,7 +270,7 @@ class Crew:
                 )
                 process.kill()  # it is dead when its pidfd says so
             case Late(slot, process, "start") if slot.process is process and slot.state == "starting":
-                self._bury(slot, "start_timeout", f"not bound within {START_SECONDS:g} s")
+                self._consider_start(slot, process)
             case Late(slot, process, "stop") if slot.process is process and slot.state == "stopping":
                 log.warning(
                     "%s: not drained in %g s, killed", slot.name, STOP_SECONDS, extra=about(worker=slot.name)
@@ -319,6 +322,21 @@ class Crew:
             self._bury(slot, "spawn", str(error))
             return
         loop.call_later(START_SECONDS, self._post, Late(slot, process, "start"))
+
+    def _consider_start(self, slot: Slot, process: Peer) -> None:
+        """A worker is not bound in its time: it hangs, or the machine has far too much to do.
+
+        One that gets on is left to it: the next would be no sooner there, having to begin from nothing.
+        """
+        took = time.monotonic() - slot.since
+        if process.has_worked(START_CPU_SECONDS) and took < LONGEST_START_SECONDS:
+            log.warning(
+                "%s: not bound within %.0f s, but at work", slot.name, took, extra=about(worker=slot.name)
+            )
+            late = Late(slot, process, "start")
+            asyncio.get_running_loop().call_later(START_SECONDS, self._post, late)
+        else:
+            self._bury(slot, "start_timeout", f"not bound within {took:.0f} s")
 
     def _exited(self, slot: Slot, process: Peer) -> None:
         """The descriptor stays readable, so it is taken out before the event goes in."""

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from xskd.errors import kernel_said
 from xskd.plan import WorkerPlan
 
 END_SECONDS = 3.0  # for a process that was killed to be gone
+CPUCLOCK_SCHED = 2  # linux/posix-timers_types.h: what clock_getcpuclockid(3) makes of a process id
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 log = logging.getLogger("xskd")
@@ -40,6 +42,7 @@ class Peer:
         self.error: str | None = None  # what it said of its failure
         self.order: object = None  # the capture it was told of, see captures.py
         self._pid = _pid_of(pidfd)
+        self._cpu_seconds = 0.0  # as last asked
 
     @property
     def pid(self) -> int | None:
@@ -85,6 +88,14 @@ class Peer:
         with contextlib.suppress(OSError):  # it is gone
             return Path(f"/proc/{self.pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] in "Tt"
         return False
+
+    def has_worked(self, seconds: float) -> bool:
+        """Has it had so many seconds of CPU since this was last asked? No if that cannot be told."""
+        before = self._cpu_seconds
+        with contextlib.suppress(OSError):
+            if self._pid is not None:
+                self._cpu_seconds = time.clock_gettime(~self._pid << 3 | CPUCLOCK_SCHED)
+        return self._cpu_seconds - before >= seconds
 
     def kill(self) -> None:
         """SIGKILL, if it still runs and may be killed: root needs CAP_KILL for another user's process."""

@@ -206,6 +206,7 @@ class FakeProcess(FakePeer):
             raise FakeProcess.refuse
         super().__init__(plan)
         self.adopt = adopt
+        self.works = False
         self.inodes = [os.fstat(fd).st_ino for fd in descriptors]
         self.cause: str | None = None
         FakeProcess.made.append(self)
@@ -218,6 +219,9 @@ class FakeProcess(FakePeer):
 
     def exit_cause(self) -> str | None:
         return self.cause
+
+    def has_worked(self, seconds: float) -> bool:
+        return self.works
 
     def close(self) -> bool:
         return super().close() and not FakeProcess.undying

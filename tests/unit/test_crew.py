@@ -127,8 +127,33 @@ def test_late_ends_a_worker_only_while_it_starts(two: Scene, index: int) -> None
     else:
         assert first.closed
         assert two.slot(1).restarts == {"start_timeout": 1}
-        assert two.slot(1).last_error == "not bound within 20 s"
+        assert two.slot(1).last_error == "not bound within 0 s"
         assert not two.process(1).adopt
+
+
+def test_a_worker_that_gets_on_is_left_more_time_to_start_but_not_for_ever(two: Scene) -> None:
+    slow = two.process()
+    slow.works = True
+    for _ in range(5):
+        two.slot().since -= 20
+        two.act(Late(two.slot(), slow, "start"))
+        assert (two.process(), two.slot().state) == (slow, "starting")
+        assert two.timers[-1] == (20.0, Late(two.slot(), slow, "start"))
+    two.slot().since -= 20
+    two.act(Late(two.slot(), slow, "start"))
+    assert slow.closed
+    assert two.slot().restarts == {"start_timeout": 1}
+    assert two.slot().last_error == "not bound within 120 s"
+
+
+def test_a_worker_that_stops_getting_on_is_ended(two: Scene) -> None:
+    slow = two.process()
+    slow.works = True
+    two.act(Late(two.slot(), slow, "start"))
+    slow.works = False
+    two.act(Late(two.slot(), slow, "start"))
+    assert slow.closed
+    assert two.process() is not slow
 
 
 def test_a_start_has_its_time(two: Scene) -> None:

@@ -17,7 +17,7 @@ from xskd import slot, spawn
 from xskd.errors import XskdError, XskError
 from xskd.plan import WorkerPlan
 from xskd.slot import Slot
-from xskd.spawn import WorkerProcess
+from xskd.spawn import Peer, WorkerProcess
 from xskd.uapi import Statistics
 
 PLAN = wire(text=connect("{rings: {rx: 64}}")).workers[0]
@@ -311,6 +311,26 @@ def test_the_cause_of_an_end_is_one_word_fit_for_a_label(ending: str, cause: str
     process._process = subprocess.Popen(["sh", "-c", ending])
     process._process.wait(5)
     assert process.exit_cause() == cause
+
+
+def test_a_process_that_works_is_told_from_one_that_does_not() -> None:
+    """And of one that is gone nothing can be told."""
+    process = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    peer = Peer(socket.socketpair()[0], os.pidfd_open(process.pid), PLAN)
+    worked, deadline = False, time.monotonic() + 20
+    while not (worked := peer.has_worked(0.01) or worked) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert worked
+    assert not peer.has_worked(3600)
+    process.send_signal(signal.SIGSTOP)
+    while not peer.stopped:
+        time.sleep(0.001)
+    peer.has_worked(0)
+    assert not peer.has_worked(0.001)
+    process.kill()
+    process.wait()
+    assert not peer.has_worked(0.001)
+    peer.let_go()
 
 
 def test_a_process_that_dies_before_it_is_told_anything_leaves_no_descriptor(
