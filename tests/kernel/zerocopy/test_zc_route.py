@@ -54,5 +54,5 @@ def test_packets_are_routed_between_two_drivers(nics: MakeNics, tmp_path: Path) 
         for dev in net.dut_devs:
             assert total(metrics, "xskd_rx_packets", interface=dev) >= 2
             assert total(metrics, "xskd_dropped_packets", interface=dev, reason="no_metadata") == 0
-        assert total(metrics, "xskd_rx_packets", interface="v0") >= 62
+        assert total(metrics, "xskd_rx_packets", interface="v0") >= 60
         assert total(metrics, "xskd_frames_unaccounted") == 0
