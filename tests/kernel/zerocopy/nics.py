@@ -226,8 +226,6 @@ def _attach_all() -> None:
         if dev not in _shared:
             _shared[dev] = Program(8)
             _shared[dev].attach(dev, "native")
-    for dev in NICS:  # igb's link begins anew
-        assert NicWire.has_carrier(dev), f"{dev} has no carrier"
 
 
 def _detach_all() -> None:
@@ -236,6 +234,8 @@ def _detach_all() -> None:
 
 
 def _nics(programs: dict[str, Program]) -> Iterator[MakeNics]:
+    for dev in NICS:  # igb's link begins anew with each program, and without one
+        assert NicWire.has_carrier(dev), f"{dev} has no carrier"
     before = _links()
     with ExitStack() as stack:
         made: list[NicWire] = []
