@@ -93,7 +93,7 @@ class NicWire(Wire):
                     return True
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def open(self, dev: str = "v0", queue: int = 0, **options: Any) -> Socket:
         """Open a socket in zero-copy mode, unless told otherwise; it receives nothing yet."""

@@ -131,6 +131,8 @@ class Service:
 
     def start(self) -> Live:
         self.live = Live(self.net, self.directory, config(), self.keeper.prefix)
+        # Not by asking again and again, which in emulation takes the time that it needs to start.
+        self.net.eventually(lambda: "ready: " in self.live.log or self.live.process.poll() is not None, 300)
         self.live.until_ready()
         assert self.net.eventually(lambda: all(map(self.net.carrier, DEVS)))
         return self.live
@@ -266,6 +268,7 @@ def test_a_restart_costs_no_packet_and_no_carrier(live: Live, service: Service, 
         took = time.monotonic() - began
         assert wire.goes_on() and lan.goes_on()
     print(f"{wire!r}\n{lan!r}\nsilence {wire.silence:.3f} s, {lan.silence:.3f} s; up in {took:.1f} s")
+    print(successor.log)
     changed = sum(successor.changes().values()) - sum(before.values())
     figure("carrier changes of a restart (emulated)", changed, "", 0)
     figure("packets lost by a restart (emulated)", wire.lost + lan.lost, "", 0)
