@@ -35,7 +35,9 @@ class Keeper:
         self.prefix = (sys.executable, "-S", __file__, str(directory))
         self._kept: dict[str, int] = {}
         self._end = os.pipe()
-        self._thread = threading.Thread(target=self._keep)
+        self._thread = threading.Thread(
+            target=self._keep, daemon=True
+        )  # a test that fails to close it still ends
         self._thread.start()
 
     def close(self) -> None:

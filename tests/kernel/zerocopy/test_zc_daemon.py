@@ -32,6 +32,7 @@ RING_SIZES = "rings: {fill: 2048, rx: 512, tx: 512, completion: 512}"
 STARVED = "rings: {fill: 256, rx: 2048, tx: 256, completion: 256}"  # against the doctor's advice
 FRAMES = 1024  # of a worker with these, the fewest: all of them are in FILL and the NICs' own rings
 STARVED_SECONDS = 5.0
+ODD = 20  # packets a burst, so that FILL ends within a portion that igb takes, and not behind one
 STARVED_MS = 60000  # until a ring that ran dry is whole again, or there is another
 RECOVERY_MS = 15000  # emulated, on a loaded machine
 EACH = pytest.mark.parametrize(("dev", "worker"), [("v0", "wire/0"), ("i0", "lan/0")])
@@ -118,7 +119,9 @@ class Live(Daemon):
 
 
 class Service:
-    """Starts a daemon, and its successors with what the Keeper kept."""
+    """Starts a daemon, and its successors with what the Keeper kept; `live` is the present one."""
+
+    live: Live
 
     def __init__(self, directory: Path) -> None:
         self.net = NicWire(*DEVS)
@@ -127,7 +130,6 @@ class Service:
             self.net.ethtool("-L", dev, "combined", "1")
         self.directory = directory
         self.keeper = Keeper(directory / "keeper")
-        self.start()
 
     def start(self) -> Live:
         self.live = Live(self.net, self.directory, config(), self.keeper.prefix)
@@ -148,8 +150,11 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     made = Service(tmp_path_factory.mktemp("live"))
-    yield made
-    made.close()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
@@ -327,9 +332,9 @@ def starve(live: Live, dev: str, worker: str) -> None:
     try:
         began, sent = time.monotonic(), 0
         while time.monotonic() - began < STARVED_SECONDS or sent < FRAMES:
-            tap.send(live.net.frames(8, first=(2 << 20) + sent))
-            sent += 8
-            time.sleep(0.01)
+            tap.send(live.net.frames(ODD, first=(2 << 20) + sent))
+            sent += ODD
+            time.sleep(0.02)
     finally:
         for pid in reversed(stopped):
             os.kill(pid, signal.SIGCONT)
