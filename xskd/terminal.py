@@ -47,7 +47,7 @@ class Terminal:
     def __init__(self, live: Live) -> None:
         self._live = live
         self._rest = ""
-        self._stopping = False
+        self._stopping = self._interrupted = False
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
@@ -58,6 +58,7 @@ class Terminal:
             for number, handler in (
                 (signal.SIGTERM, self._end),
                 (signal.SIGHUP, self._end),
+                (signal.SIGINT, self._interrupt),
                 (signal.SIGWINCH, self._nothing),
                 (signal.SIGTSTP, self._stop),
             ):
@@ -76,6 +77,8 @@ class Terminal:
         ready, _, _ = select.select([sys.stdin, self._marks], [], [], max(seconds, 0.0))
         if self._marks in ready:
             os.read(self._marks, 4096)
+        if self._interrupted:
+            return ["q"]
         if self._stopping:
             self._pause_process()
         if sys.stdin not in ready:
@@ -108,6 +111,10 @@ class Terminal:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C is a key like q. As an exception it would be lost where Python can only print it."""
+        self._interrupted = True
 
     def _nothing(self, number: int, frame: FrameType | None) -> None:
         """Being woken is enough."""

@@ -7,6 +7,7 @@ for and every frame is accounted for: a route path that leaves everything to the
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -97,8 +98,18 @@ class Datagrams:
     def __init__(self, net: Wire, host: int, family: Family, address: str = "", port: int = 0) -> None:
         with entered(net.hosts[host]):
             self.socket = socket.socket(AF[family], socket.SOCK_DGRAM)
-        self.socket.bind((address, port))
+        # An address that was added a moment ago may not be there yet.
+        assert net.eventually(lambda: self._bound((address, port))), f"no {address} on host {host}"
         self.socket.settimeout(PATIENCE)
+
+    def _bound(self, where: tuple[str, int]) -> bool:
+        try:
+            self.socket.bind(where)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return False
+        return True
 
     def __enter__(self) -> Datagrams:
         return self

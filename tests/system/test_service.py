@@ -92,6 +92,7 @@ def test_stop_is_clean_and_leaves_nothing_behind(machine: Machine) -> None:
         assert "xdp" not in link, f"a program is still on {link['ifname']}"
 
 
+@pytest.mark.alone  # two workers that spin take both CPUs
 def test_a_reload_changes_what_differs_and_keeps_the_processes(machine: Machine) -> None:
     machine.systemctl("start")
     before = machine.processes()
