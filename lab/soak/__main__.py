@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from lab import Topology
 from lab.machine import Lacking, booted
 from lab.soak import faults
 from lab.soak.account import Balance, balance, broken, sample, settled, well, went_back
@@ -118,6 +119,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="write the page to this file as well")
     arguments = parser.parse_args()
     findings = Findings(arguments.seed, arguments.minutes)
+    Topology.cleanup_stale("xskd-soak")  # what a killed one has left
     try:
         with ExitStack() as stack:
             machine = stack.enter_context(booted("xskd-soak", links=3))
