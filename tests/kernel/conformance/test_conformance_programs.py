@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from xskd.umem import HEADROOM
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def test_a_head_that_grows_beyond_the_frame_is_dropped(ends: Ends) -> None:
     assert ends.seen(lambda: rx.statistics().rx_dropped == 1)
 
 
+@pytest.mark.needs("takes_several_frames")
 def test_the_tail_of_a_packet_of_several_frames_shrinks(ends: Ends) -> None:
     tx, rx = ends.sender(multi_buffer=True), ends.receiver("shrink_tail", multi_buffer=True)
     packet = (ends.frame(0, 1500) * 5)[:7000]

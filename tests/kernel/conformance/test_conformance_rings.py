@@ -82,6 +82,7 @@ def rx_producer(made: socket.socket, size: int) -> int:
         return int.from_bytes(ring[at.producer : at.producer + 4], "little")
 
 
+@pytest.mark.needs("maps_bound_sockets")
 def test_a_second_socket_on_a_queue_shares_its_frames(ends: Ends) -> None:
     first = ends.rx
     assert ends.through(ends.packets(10)) == ends.packets(10)
@@ -103,6 +104,7 @@ def test_a_second_socket_on_a_queue_shares_its_frames(ends: Ends) -> None:
         assert rx_producer(second, 64) == 10
 
 
+@pytest.mark.needs("maps_bound_sockets")
 def test_swapping_sockets_in_the_xskmap_under_traffic_loses_nothing(
     ends: Ends, times: Callable[[int, int], int]
 ) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import pytest
+
 from xskd.xsk import Rings
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def test_a_single_packet_arrives_at_once(ends: Ends) -> None:
             assert [bytes(packet) for packet in batch] == [ends.frame(number)]
 
 
+@pytest.mark.needs("takes_several_frames")
 def test_packets_of_several_frames(ends: Ends) -> None:
     tx, rx = ends.sender(multi_buffer=True), ends.receiver(multi_buffer=True)
     for number, length in enumerate([60, 1514, 4000, 9014, 64] * 4):
