@@ -578,6 +578,13 @@ static bool held_up(const struct xskd_forward *forward, uint32_t port)
 	return egress != NOWHERE && forward->ports[egress]->blocked_since_ns;
 }
 
+/* May poll() look at a port? In copy mode it sends what is on TX there, and a packet that the driver then refuses
+ * is lost without a word: that is for a wakeup, which tells. */
+static bool may_poll(const struct xskd_port *port)
+{
+	return !(port->poll_sends && ring_used_by_producer(&port->rings[XSKD_TX]));
+}
+
 /* In how many nanoseconds to try again to send what waits on TX. */
 static uint64_t retry_in(const struct xskd_forward *forward, const struct xskd_port *port)
 {
@@ -587,7 +594,8 @@ static uint64_t retry_in(const struct xskd_forward *forward, const struct xskd_p
 /* Sleeps until a packet arrives, a full TX ring has room, somebody writes to control_fd, or the time is
  * up. POLLOUT is asked for only while TX is blocked: it is ready whenever TX is at most half full, so
  * asking always would never sleep. POLLIN is left out for a port that is held up, for the same
- * reason. poll() itself does the wakeup of an empty FILL ring. */
+ * reason. poll() itself does the wakeup of an empty FILL ring. With something on TX it sleeps a millisecond at
+ * a time, so a port that must be left out meanwhile is not waited for longer. */
 static int wait_for_work(struct xskd_forward *forward, uint64_t timeout_ns)
 {
 	struct pollfd fds[XSKD_MAX_PORTS + 1];
@@ -601,7 +609,7 @@ static int wait_for_work(struct xskd_forward *forward, uint64_t timeout_ns)
 			events |= POLLIN;
 		if (port->blocked_since_ns)
 			events |= POLLOUT;
-		fds[i] = (struct pollfd){ .fd = port->fd, .events = events };
+		fds[i] = (struct pollfd){ .fd = may_poll(port) ? port->fd : -1, .events = events };
 		if (ring_needs_wakeup(&port->rings[XSKD_FILL]))
 			count(&port->counters->wakeups[XSKD_WAKEUP_SLEEP], 1);
 		if (ring_used_by_producer(&port->rings[XSKD_TX]) && timeout_ns > retry_in(forward, port))

@@ -210,6 +210,7 @@ struct xskd_port {
 	uint32_t down;          /* 1: the last wakeup said so */
 	uint32_t multi_buffer;  /* packets may have several descriptors: bound with XDP_USE_SG */
 	uint32_t tx_shows_late; /* what a wakeup sent shows on TX only when the kernel looks for more */
+	uint32_t poll_sends;    /* poll() sends what is on TX, as copy mode has it, and says nothing of it */
 	uint32_t wrong;         /* entries of RX and completion so far that no kernel should give */
 	uint32_t corrupt;       /* enum xskd_ring_name: which one, if `error` is EBADMSG */
 	int error;              /* errno that ended this port, 0 while it works; EBADMSG: a ring is corrupt */

@@ -291,6 +291,8 @@ class Socket:
     def wait(self, timeout: float) -> bool:
         """Sleep until a packet has arrived, at most `timeout` seconds. True if one has.
 
+        In copy mode poll() also sends what is on TX, and does not tell if the driver refuses a packet: where
+        each loss must be counted, `complete()` until nothing is `unsent` before.
         Raises XskError when the socket is dead: poll() says nothing of it, and sleeps till the end.
         """
         self._refill()
@@ -385,6 +387,7 @@ class Socket:
         with self._call("getsockopt(XDP_OPTIONS)"):
             answer = self._socket.getsockopt(lib.SOL_XDP, lib.XDP_OPTIONS, 4)
         self.zero_copy = bool(struct.unpack("=I", answer)[0] & lib.XDP_OPTIONS_ZEROCOPY)
+        self.port.poll_sends = not self.zero_copy
 
     def _raise_tx_budget(self) -> None:
         """Let one call send more than 32 frames in copy mode, where the kernel knows how (since 6.18).

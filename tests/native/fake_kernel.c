@@ -449,9 +449,13 @@ int xskd_sys_poll(struct pollfd *fds, uint32_t n, uint64_t timeout_ns)
 	if (current->poll_answer)
 		return current->poll_answer;
 	for (uint32_t i = 0; i < n - 1; i++) {
-		const struct fake_port *fake = &current->ports[fds[i].fd];
+		const struct fake_port *fake = &current->ports[i];
 
-		current->polled[i] = fds[i].events;
+		current->polled[i] = fds[i].fd < 0 ? FAKE_NOT_POLLED : fds[i].events;
+		if (fds[i].fd < 0)
+			continue;
+		if (fake->port.poll_sends)
+			(void)xskd_sys_wakeup_tx(fds[i].fd);
 		fds[i].revents = (short)(events_of(fake) & (fds[i].events | POLLERR | POLLNVAL));
 		ready += fds[i].revents != 0;
 	}

@@ -20,6 +20,7 @@
 #define FAKE_OFFSET 256         /* where the kernel puts a packet in its frame */
 #define FAKE_LONGEST 65536       /* bytes of a packet */
 #define FAKE_ANSWERS 64
+#define FAKE_NOT_POLLED -1
 #define FAKE_WALL_NS 1700000000123456789ull     /* wall clock when ours began */
 
 struct fake_sizes {
@@ -63,7 +64,7 @@ struct fake {
 	uint32_t polls, now_calls;
 	uint64_t slept_ns, timeout_ns;  /* all of it, and of the last poll */
 	int poll_answer;        /* -errno of every poll, 0: as it goes */
-	short polled[FAKE_MOST_PORTS];       /* events the last poll asked for */
+	short polled[FAKE_MOST_PORTS];       /* events the last poll asked for, or FAKE_NOT_POLLED */
 	uint32_t control_after; /* control_fd is readable from this poll on; 0: never */
 	int (*instead_of_wakeup_tx)(int fd);    /* NULL: fake_wakeup_tx */
 	size_t shared_bytes;    /* from here on, if it is shared */

@@ -144,6 +144,45 @@ TEST(room_on_a_blocked_egress_ends_the_sleep)
 	done(fake);
 }
 
+/* In copy mode poll() sends what is on TX, and keeps to itself that a driver refused it. */
+TEST(no_refusal_is_left_to_poll)
+{
+	struct fake *fake = scene(XSKD_POLL_WAKEUP);
+
+	fake->ports[1].port.poll_sends = 1;
+	for (int i = 0; i < 20; i++) {
+		fake_answer(&fake->ports[1], EAGAIN);
+		fake_answer(&fake->ports[1], EBUSY);
+	}
+	fake_deliver(&fake->ports[0], 10, 60);
+	run(fake, 20 * MS);
+	CHECK(fake->counters.sleeps > 0);
+	EQUAL(fake->counters.ports[1].drops[XSKD_DROP_TX_REFUSED], 10);
+	EQUAL(fake->ports[1].sent, 0);
+	EQUAL(fake->polled[1], POLLIN);
+	done(fake);
+}
+
+TEST(a_port_with_something_on_tx_is_not_polled_in_copy_mode)
+{
+	struct fake *fake = scene(XSKD_POLL_WAKEUP);
+
+	fake->ports[1].port.poll_sends = 1;
+	fake->ports[1].tx_budget = 0;
+	fake_deliver(&fake->ports[0], 10, 60);
+	run(fake, 5 * MS);
+	EQUAL(fake->polled[0], POLLIN);
+	EQUAL(fake->polled[1], FAKE_NOT_POLLED);
+	EQUAL(fake_deliver(&fake->ports[1], 5, 60), 5);
+	run(fake, 3 * MS);
+	EQUAL(fake->ports[0].sent, 5);                  /* it is looked at all the same */
+	fake->ports[1].tx_budget = 32;
+	run(fake, 3 * MS);
+	EQUAL(fake->ports[1].sent, 10);
+	EQUAL(fake->polled[1], POLLIN);
+	done(fake);
+}
+
 /* Nothing tells when a kernel that has no memory or no link would send again. */
 TEST(unsent_packets_are_tried_again_every_millisecond)
 {

@@ -220,6 +220,28 @@ def test_poll_says_nothing_of_a_link_that_is_down(wire: MakeWire) -> None:
     xsk.probe()  # and that passes
 
 
+def test_poll_sends_in_copy_mode_and_does_not_tell_of_a_refusal(wire: MakeWire) -> None:
+    """So the loop leaves out a port with something on TX: a call that can tell sends it (may_poll, forward.c)."""
+    net = wire(links=1)
+    xsk = net.open(rings=SMALL)
+    xsk.transmit(net.written(xsk.umem, net.frames(1)))
+    assert net.taps[0].receive(1) == net.frames(1)
+    completion, tx = xsk.port.rings[lib.XSKD_COMPLETION], xsk.port.rings[lib.XSKD_TX]
+    for refused in (False, True):
+        if refused:
+            net.link(net.hosts[0], "eth0", "down")  # so eth1 is up without a carrier
+        entry = ffi.cast("struct xdp_desc *", tx.entries)[tx.own & (tx.size - 1)]
+        entry.addr, entry.len, entry.options = 0, 60, 0
+        completed = completion.producer[0]
+        tx.own += 1
+        tx.producer[0] = tx.own
+        poller = select.poll()
+        poller.register(xsk, select.POLLIN)
+        assert poller.poll(0) == []
+        assert completion.producer[0] == completed + 1
+    assert net.counters(net.dut, "eth1").tx_packets == 2  # the first one, and what poll() sent
+
+
 class Answering:
     """A socket to whose calls the kernel answers as a driver's wakeup may; a veth has none."""
 
