@@ -36,6 +36,7 @@ def set_up(level: str) -> None:
     """
     flush(everything=True)
     logging.raiseExceptions = False  # a line that cannot be written is no reason to write thirty more
+    sys.unraisablehook = _unraisable
     handler: logging.Handler
     if under_journal():
         handler = Journal()
@@ -49,6 +50,11 @@ def set_up(level: str) -> None:
     root.setLevel(level.upper())
     atexit.unregister(flush)
     atexit.register(flush, everything=True)
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Say in a line what went wrong where nobody can be told, as in a destructor; Python has a traceback."""
+    logging.getLogger("xskd").warning("an object that went away complains: %r", found.exc_value)
 
 
 def about(

@@ -107,10 +107,10 @@ class Daemon:
         worker = self.worker(name)
         return bool(worker["state"] == "forwarding" and worker["pid"] != other_than)
 
-    def comes(self, name: str, *, other_than: int = 0) -> float:
+    def comes(self, name: str, *, other_than: int = 0, within: float = 15) -> float:
         """Wait until a worker forwards, in a process other than this one; the seconds that took."""
         began = time.monotonic()
-        assert self.net.eventually(lambda: self._has(name, other_than), 15), f"{name}:\n{self.log}"
+        assert self.net.eventually(lambda: self._has(name, other_than), within), f"{name}:\n{self.log}"
         return time.monotonic() - began
 
     def _has(self, name: str, other_than: int) -> bool:

@@ -232,3 +232,27 @@ def test_no_journal_is_assumed_without_a_descriptor(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("JOURNAL_STREAM", "1:2")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not logs.under_journal()
+
+
+COMPLAINS = """
+from xskd import logs
+
+class Complains:
+    def __del__(self):
+        raise OSError(24, "Too many open files")
+
+logs.set_up("info")
+for _ in range(5):
+    Complains()
+"""
+
+
+def test_what_goes_wrong_in_a_destructor_is_a_line() -> None:
+    """pyroute2's loops do so without descriptors, and Python's own way to tell is a traceback each time."""
+    said = subprocess.run(
+        (sys.executable, "-c", COMPLAINS), capture_output=True, text=True, check=True
+    ).stderr
+    complaint = "an object that went away complains: OSError(24, 'Too many open files')"
+    first, rest = said.splitlines()
+    assert first.endswith(f"WARNING {complaint}")
+    assert rest.endswith(f"WARNING {complaint}; 3 more like this left out")

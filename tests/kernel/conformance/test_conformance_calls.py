@@ -221,7 +221,7 @@ def test_poll_says_nothing_of_a_link_that_is_down(wire: MakeWire) -> None:
 
 
 def test_poll_sends_in_copy_mode_and_does_not_tell_of_a_refusal(wire: MakeWire) -> None:
-    """So the loop leaves out a port with something on TX: a call that can tell sends it (may_poll, forward.c)."""
+    """So the loop leaves out a port with something on TX: what sends it is a call that can tell."""
     net = wire(links=1)
     xsk = net.open(rings=SMALL)
     xsk.transmit(net.written(xsk.umem, net.frames(1)))

@@ -71,19 +71,19 @@ def test_no_descriptors_while_it_runs(wire: MakeWire, tmp_path: Path, times: Tim
                 "s",
                 5,
             )
-            daemon.comes("b/0", other_than=workers["b/0"])
-            figure("time until a worker runs that had no descriptors", time.monotonic() - began, "s", 30)
+            daemon.comes("b/0", other_than=workers["b/0"], within=35)  # the pause between two tries has grown
+            figure("time until a worker runs that had no descriptors", time.monotonic() - began, "s", 35)
             assert forwards(net)
         figure("packets lost by another path while there are no descriptors", other.lost, "packets", 0)
         assert other.whole, other
         figure("CPU of a supervisor without descriptors", share, "CPUs", 0.5)
         assert daemon.workers()["a/0"] == workers["a/0"]
+        assert "Traceback" not in daemon.log
         said = (daemon.log.count("\n") - lines) / (seconds + 1)
         figure("lines of log without descriptors", said, "lines/s", 60)
         assert daemon.reload() == []
         assert daemon.status()["config_error"] is None
         assert answers_with_one(daemon)
-        assert not in_our_code(daemon.log)
 
 
 def answers_with_one(daemon: Daemon) -> bool:

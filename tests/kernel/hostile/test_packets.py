@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -257,9 +258,9 @@ def test_route_forwards_what_is_routable_and_changes_what_a_router_does(
             ends.send(0, sent[start : start + WINDOW // 2])
             arrived += ends.receive(1, 10_000, 0.02)
         arrived += ends.receive(1, 10_000, 0.5)
-        for packet in arrived:
-            assert POISON not in packet[14:], packet.hex()
-            assert essence(packet) in known or own(packet), packet.hex()
+        for packet in filterfalse(own, arrived):
+            assert POISON not in but_checksum(packet), packet.hex()
+            assert essence(packet) in known, packet.hex()
         assert len(arrived) > len(sent) // 20
         redirected = total(daemon.metrics(), "xskd_xdp_verdicts", interface="eth1", verdict="redirected")
         assert 0 < redirected <= len(arrived)
@@ -300,6 +301,11 @@ def essence(packet: bytes) -> bytes:
         made[9:10] = b"\0"  # hop limit
         made = made[: 42 + int.from_bytes(made[6:8], "big")]
     return bytes(made)
+
+
+def but_checksum(packet: bytes) -> bytes:
+    """All but its addresses and the checksum that a router makes anew, which may have any byte."""
+    return packet[14:24] + packet[26:] if packet[12:14] == b"\x08\x00" else packet[14:]
 
 
 def own(packet: bytes) -> bool:
