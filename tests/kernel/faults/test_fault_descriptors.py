@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Times = Callable[[int, int], int]
 TEXT = config(f"rings: {SMALL}")
-SCRAPE = f"import urllib.request; urllib.request.urlopen('http://{METRICS}/metrics', timeout=30).read()"
+SCRAPE = f"import urllib.request; urllib.request.urlopen('http://{METRICS}/metrics', timeout=60).read()"
 
 
 @contextmanager
