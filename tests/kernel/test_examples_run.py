@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from conftest import ROOT, Wire
 from daemon import Daemon, running, total
 from routed import answered, frame, ipv4, lanes_open, udp, until
@@ -136,6 +137,7 @@ def homes(net: Wire) -> Routers:
     return roads
 
 
+@pytest.mark.needs("tells_features")  # an open lane
 def test_the_router_joins_lan_and_provider_and_keeps_its_rules(wire: MakeWire, tmp_path: Path) -> None:
     net = wire()
     roads = homes(net)
