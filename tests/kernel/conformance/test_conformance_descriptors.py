@@ -112,10 +112,10 @@ def test_a_length_of_zero_is_invalid(ends: Ends) -> None:
     if takes_several_frames():  # what brought these brought this check
         refused(ends, [(0, 0, 0)], [(ends.tx.umem.frame_size, 0, 0)])
         return
-    tx = ends.tx
+    tx, rx = ends.tx, ends.rx
     tx.umem.view[SYNC : SYNC + LENGTH] = ends.frame(0, LENGTH)
     assert ends.submit((0, 0, 0), (SYNC, LENGTH, 0)) == 0
-    assert ends.receive(2, ends.rx, 0.1) == [ends.frame(0, LENGTH)]  # a frame of no bytes is nobody's
+    assert ends.receive(2, rx, 0.1) == [ends.frame(0, LENGTH)]  # a frame of no bytes is nobody's
     assert ends.completed_by(SYNC) == [0, SYNC]
     assert tx.statistics().tx_invalid_descs == 0
 
