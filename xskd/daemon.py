@@ -19,7 +19,8 @@ import platform
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,10 +135,10 @@ class Supervisor:
 
     async def run(self) -> None:
         """Start, forward, and stop in order when a Stop event comes. StartError if nothing can be started."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.events.put_nowait, Stop(signal.Signals(number).name))
-        loop.add_signal_handler(signal.SIGHUP, self.events.put_nowait, Reload())
+        with _heeding(self.events.put_nowait):
+            await self._run()
+
+    async def _run(self) -> None:
         watch = LinkWatch(lambda: self.events.put_nowait(LinksChanged()))
         try:
             await watch.start()
@@ -521,6 +522,29 @@ class Supervisor:
             for port in told.ports
         )
         return replace(told, ports=tuple(ports))
+
+
+@contextmanager
+def _heeding(post: Callable[[Event], None]) -> Iterator[None]:
+    """Have signals be events.
+
+    asyncio's own handlers would lose one if the byte could not be written that a signal wakes the loop with.
+    These run by themselves; without that byte the event is heard at the next tick.
+    """
+    loop = asyncio.get_running_loop()
+
+    def heed(number: int, _: object) -> None:
+        event = Reload() if number == signal.SIGHUP else Stop(signal.Signals(number).name)
+        loop.call_soon_threadsafe(post, event)
+
+    before = {
+        number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _answer(reload: Reload, actions: list[str], problems: Sequence[str] = ()) -> None:
