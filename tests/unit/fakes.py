@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from xskd import config, inheritance, nic, notify, programs, slot, store
+from xskd.crew import Crew
 from xskd.daemon import Supervisor
 from xskd.errors import XdpError, XskError
 from xskd.features import Features
@@ -233,6 +234,7 @@ class FakeProcess(FakePeer):
 class FakeProgram:
     """A program with its XSKMAP; `on` has those that are attached."""
 
+    made: ClassVar[list[FakeProgram]] = []
     on: ClassVar[dict[str, FakeProgram]] = {}
     refuse: ClassVar[dict[str, str]] = {}  # why an interface takes none
     frozen: ClassVar[set[str]] = set()  # calls that the kernel refuses
@@ -252,6 +254,7 @@ class FakeProgram:
         self.lanes: tuple[set[int], set[int]] = set(), set()
         self.tallies: tuple[RuleTally, ...] = ()  # of the rules in force
         self.fds = {name: os.memfd_create(name) for name in ("link", "xsks", "fallback", "verdicts")}
+        FakeProgram.made.append(self)
 
     @classmethod
     def adopt(
@@ -371,10 +374,14 @@ class FakeSystemd:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystemd]:
-    """No process, socket, program or systemd is real from here on; no store either, until `with_store`."""
+    """No process, socket, program or systemd is real from here on; no store either, until `with_store`.
+
+    Whatever of them, and of stages, a test leaves open is closed after it.
+    """
     systemd = FakeSystemd()
+    Stage.made = []
     FakeProcess.made, FakeProcess.refuse, FakeProcess.undying = [], None, False
-    FakeProgram.on, FakeProgram.refuse, FakeProgram.frozen = {}, {}, set()
+    FakeProgram.made, FakeProgram.on, FakeProgram.refuse, FakeProgram.frozen = [], {}, {}, set()
     monkeypatch.setattr(slot, "WorkerProcess", FakeProcess)
     monkeypatch.setattr(slot, "make_socket", lambda *_: socket.socket(socket.AF_UNIX))
     monkeypatch.setattr(slot, "read_statistics", lambda _: Statistics(rx_dropped=1))
@@ -387,10 +394,17 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystemd]:
     monkeypatch.setattr(inheritance, "_end_strays", lambda _: None)
     for name in ("NOTIFY_SOCKET", "RUNTIME_DIRECTORY", "WATCHDOG_USEC"):
         monkeypatch.delenv(name, raising=False)
-    yield systemd
-    for process in FakeProcess.made:
-        process.bury()
-    systemd.close()
+    try:
+        yield systemd
+    finally:
+        for stage in Stage.made:
+            stage.close()
+        for process in FakeProcess.made:
+            process.bury()
+        for program in FakeProgram.made:
+            if not program.closed:
+                program.close()
+        systemd.close()
 
 
 def with_store(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
@@ -409,10 +423,14 @@ def refused(call: str = "socket(AF_XDP)") -> XskError:
 
 
 class Stage:
-    """A loop that runs only while a test says so."""
+    """A crew, and a loop that runs only while a test says so."""
+
+    made: ClassVar[list[Stage]] = []
+    crew: Crew
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner(loop_factory=StillLoop)
+        Stage.made.append(self)
 
     def do(self, action: Callable[[], Any]) -> Any:
         """Call it inside of the loop, and let everything happen that follows from it at once."""
@@ -430,6 +448,12 @@ class Stage:
         loop = self.runner.get_loop()
         assert isinstance(loop, StillLoop)
         return loop.timers
+
+    def close(self) -> None:
+        """Close the loop and the workers' places; again is no error."""
+        self.runner.close()
+        while self.crew.slots:
+            self.crew.slots.popitem()[1].close()
 
 
 def resting(text: str, *devices: NetDevice) -> Supervisor:

@@ -18,6 +18,12 @@ from xskd.slot import Slot
 QUESTION: dict[str, Any] = {"path": "wire", "queue": None, "direction": "in", "snaplen": 100, "filter": []}
 
 
+@pytest.fixture(autouse=True)
+def rings_close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that ends before a ring's time is over would leave it open."""
+    monkeypatch.setattr(captures_module, "LET_GO_SECONDS", 0)
+
+
 def slots() -> dict[str, Slot]:
     """Take the places of two workers that have no process."""
     return resting(connect(), device("eth1", queues=2), device("eth2", queues=2)).crew.slots
@@ -54,11 +60,7 @@ def test_a_question_that_no_client_of_ours_asks_is_refused(change: dict[str, Any
         asyncio.run(Captures(lambda: places).begin(QUESTION | change))
 
 
-def test_a_worker_is_told_once_and_a_new_one_again_and_the_end_closes_everything(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(captures_module, "LET_GO_SECONDS", 0)
-
+def test_a_worker_is_told_once_and_a_new_one_again_and_the_end_closes_everything() -> None:
     async def scene() -> None:
         places = slots()
         slot = places["wire/0"]

@@ -267,6 +267,8 @@ def heir(forwarding: Scene) -> Iterator[tuple[Scene, FakePeer]]:
     peer = FakePeer(place.plan)
     forwarding.do(lambda: forwarding.crew.take_over(inherited, peer))  # type: ignore[arg-type]
     yield forwarding, peer
+    place.close()
+    forwarding.close()
     peer.bury()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeProgram, connect, device, installed, outlook, resting
-from test_captures import QUESTION
+from test_captures import QUESTION, rings_close_at_once
 
 from xskd.captures import Capture
 from xskd.daemon import Supervisor
@@ -20,6 +20,7 @@ from xskd.lanes import Lane, decide
 from xskd.plan import InterfacePlan
 from xskd.rules import Rule, RuleSet
 
+__all__ = ["rings_close_at_once"]
 ABLE = Features(frozenset({"basic", "redirect", "ndo-xmit", "ndo-xmit-sg"}), 0)
 LESS = Features(frozenset({"basic", "redirect", "ndo-xmit"}), 0)
 UNABLE = Features(frozenset({"basic", "redirect"}), 0)

@@ -89,6 +89,7 @@ class Scene(Stage):
             return self.settling
 
         self.supervisor = Supervisor(self.look(config.load(self.file)), self.file, Store(), settle)
+        self.crew = self.supervisor.crew
         self.task = self.do(lambda: asyncio.get_running_loop().create_task(self.supervisor.run()))
         return self
 
@@ -132,7 +133,7 @@ class Scene(Stage):
     def close(self) -> None:
         if hasattr(self, "task"):
             self.do(self.task.cancel)
-        self.runner.close()
+            super().close()
 
 
 @pytest.fixture
@@ -142,7 +143,6 @@ def scene(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scene]:
         monkeypatch.setattr(machine, "look", made.look)
         monkeypatch.setattr(daemon, "LinkWatch", FakeWatch)
         yield made
-        made.close()
 
 
 # ---- ready ----------------------------------------------------------------------------------------
@@ -348,7 +348,6 @@ def test_with_a_store_a_stop_leaves_everything_to_a_successor(
     heir = Scene(tmp_path, scene.systemd).start()
     assert [process.adopt for process in FakeProcess.made] == [False, False, True, True]
     assert heir.supervisor.crew.slots["wire/0"].predecessor is not None
-    heir.close()
 
 
 def test_with_a_store_a_stop_ends_what_hangs(
@@ -374,7 +373,6 @@ def test_a_successor_is_ready_when_it_has_taken_over_also_after_deaths_before(
     assert not heir.supervisor.ready
     heir.says(ADOPTED)
     assert heir.supervisor.ready
-    heir.close()
 
 
 def test_a_start_that_fails_leaves_nothing_in_the_store(
