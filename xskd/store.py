@@ -80,15 +80,17 @@ class Store:
         """
         if (inside := self._handed_down.pop(name, None)) is None:
             return None
+        descriptors = array.array("i")
         with inside, contextlib.suppress(OSError, TypeError, ValueError):
             flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
             # Not socket.recv_fds(): Python 3.11's forgets the flags, and the set would be gone.
             room = socket.CMSG_LEN(MAX_DESCRIPTORS * FD_BYTES)
             data, ancillary, _, _ = inside.recvmsg(MAX_MESSAGE, room, flags)
-            descriptors = array.array("i")
             for _, _, content in ancillary:
                 descriptors.frombytes(content[: len(content) // FD_BYTES * FD_BYTES])
             return dict(zip(json.loads(data), descriptors, strict=True))
+        for fd in descriptors:  # nobody knows what they are
+            os.close(fd)
         return None
 
     @property

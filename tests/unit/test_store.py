@@ -172,7 +172,10 @@ def test_garbage_in_the_store_is_nothing(
             # Names without a descriptor, or with one too many.
             socket.send_fds(outside, [garbage], [] if garbage == b'["x", "y"]' else memories[:1])
         systemd.kept["a"] = os.dup(inside.fileno())
-        assert Store().take("a") is None
+        store = Store()
+        before = set(os.listdir("/proc/self/fd"))
+        assert store.take("a") is None
+        assert set(os.listdir("/proc/self/fd")) < before  # nothing came, and the set itself is closed
 
 
 def test_a_descriptor_that_is_no_socket_is_nothing(systemd: FakeSystemd, memories: list[int]) -> None:
