@@ -154,7 +154,7 @@ class CounterPage:
 
     Without `fd` it is made anew, for `frames` frames; with PRIVATE it has no descriptor and cannot be shared.
     Raises OSError if there is no memory or descriptor for it, XskdError if a given page is of another layout
-    version or too small.
+    version or too small. Owns `fd` from now on, also when it raises.
     """
 
     def __init__(self, frames: int, *, fd: int | None = None) -> None:
@@ -166,7 +166,7 @@ class CounterPage:
                 raise XskdError(f"counter page of {found} bytes; {frames} frames need {size}")
             self._map = mmap.mmap(made, size)
         except BaseException:
-            if fd is None:
+            if made != PRIVATE:
                 os.close(made)
             raise
         self.fd, self.frames = made, frames

@@ -105,12 +105,10 @@ def _workers(state: Mapping[str, Any], wanted: Plan, store: Store, crew: Crew) -
         predecessor = _predecessor(store, before)
         try:
             slot = _slot(store, record, before, planned.get(before.name))
-        except XskdError as error:
+        except (XskdError, KeyError, TypeError, ValueError) as error:
+            why = error if isinstance(error, XskdError) else f"their record makes no sense: {error!r}"
             log.warning(
-                "%s: the stored sockets are let go of: %s",
-                before.name,
-                error,
-                extra=about(worker=before.name),
+                "%s: the stored sockets are let go of: %s", before.name, why, extra=about(worker=before.name)
             )
             if predecessor is not None:
                 predecessor.let_go()  # it ends when its channel does

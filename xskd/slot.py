@@ -202,7 +202,8 @@ class Slot:
     def inherit(cls, plan: WorkerPlan, record: Mapping[str, Any], descriptors: Mapping[str, int]) -> Slot:
         """A place as a predecessor left it. XskdError if its counter page is of another layout.
 
-        Owns the descriptors from now on, also when it raises.
+        KeyError, TypeError or ValueError if the record makes no sense. Owns the descriptors from now on, also
+        when it raises.
         """
         made = cls.__new__(cls)
         umem, counters, *xsks = descriptors.values()
@@ -210,16 +211,17 @@ class Slot:
             for fd in (umem, *xsks):
                 undo.callback(os.close, fd)
             page = CounterPage(plan.frames, fd=counters)
+            undo.callback(page.close)
+            made.adopting, made.copy = True, bool(record["copy"])
+            made.modes = list(record["modes"])
+            made.restarts, made.adoptions = Counter(record["restarts"]), Counter(record["adoptions"])
+            made.conflicts = int(record.get("conflicts", 0))  # none from an earlier version
+            made.gap_seconds, made.backoff = float(record["gap_seconds"]), 0.0
+            made._ended = [Statistics(**base) for base in record["ended"]]
             undo.pop_all()
         made.plan, made.page, made._memory, made._memory_of = plan, page, umem, _room(plan)
         made.sockets = [socket_of(fd) for fd in xsks]
         made.process = made.predecessor = made.last_error = None
-        made.adopting, made.copy = True, bool(record["copy"])
-        made.modes = list(record["modes"])
-        made.restarts, made.adoptions = Counter(record["restarts"]), Counter(record["adoptions"])
-        made.conflicts = int(record.get("conflicts", 0))  # none from an earlier version
-        made.gap_seconds, made.backoff = float(record["gap_seconds"]), 0.0
-        made._ended = [Statistics(**base) for base in record["ended"]]
         made._last = [Statistics()] * len(plan.ports)
         made.enter("starting")
         return made

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from xskd.crew import Crew, Said, WorkerEvent
 from xskd.plan import Plan
 from xskd.programs import Programs
 from xskd.rules import Rule, RuleSet
+from xskd.slot import Slot
 from xskd.store import Store
 from xskd.xdp import RuleTally
 
@@ -248,6 +250,22 @@ def of_another_layout(reign: Reign) -> None:
     reign.crew.slots["wire/1"].page.struct.layout_version = 99
 
 
+def with_a_bad_record(reign: Reign) -> None:
+    state = reign.store.load()
+    state["workers"][1]["restarts"] = 17
+    reign.store.save(json.dumps(state))
+
+
+def holders(slot: Slot) -> int:
+    """Count the descriptors of this process that are of a place's memory, page or sockets."""
+    inodes = {os.fstat(fd).st_ino for fd in slot.descriptors().values()}
+    count = 0
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the list itself
+            count += each.stat().st_ino in inodes
+    return count
+
+
 @pytest.mark.parametrize(
     ("before", "wanted", "why"),
     [
@@ -256,6 +274,7 @@ def of_another_layout(reign: Reign) -> None:
         (not_bound, None, "they were not bound"),
         (dropped_from_the_store, None, "they are not there"),
         (of_another_layout, None, "counter page of layout 99; this xskd has "),
+        (with_a_bad_record, None, "their record makes no sense: TypeError("),
     ],
 )
 def test_a_worker_that_does_not_fit_is_let_go_of_with_its_process_and_its_neighbour_goes_on(
@@ -267,6 +286,7 @@ def test_a_worker_that_does_not_fit_is_let_go_of_with_its_process_and_its_neighb
 ) -> None:
     if before is not None:
         before(old)
+    held = holders(old.crew.slots["wire/1"])
     new = Reign(old.systemd)
     plan = wire(2)
     taken = new.take(wanted(plan) if wanted else plan)
@@ -277,6 +297,7 @@ def test_a_worker_that_does_not_fit_is_let_go_of_with_its_process_and_its_neighb
     assert not [name for name in old.systemd.kept if name.startswith("worker wire/1")]
     old.crew.slots["wire/1"].process.link.close()  # type: ignore[union-attr]
     assert FakeProcess.made[1].far_end.recv(1) == b""  # nobody else has its channel: it ends
+    assert holders(old.crew.slots["wire/1"]) == held  # nobody else has its sockets: the queue is free
 
 
 def with_another_ifindex(plan: Plan) -> Plan:
