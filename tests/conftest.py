@@ -1,4 +1,4 @@
-"""What all tests share: how often to try, and which skips are expected.
+"""What all tests share: how often to try, which skips are expected, and that unit tests leave nothing open.
 
 Tests that try something again and again ask `times` how often: a bounded number in every run, so that all of
 them end in time, the whole of it with --long (scripts/faults). --no-unexpected-skips makes a skip that nobody
@@ -10,7 +10,11 @@ be missing; those reasons are listed here, each with why it cannot be had.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +27,8 @@ EXPECTED_SKIPS = (
 
 
 LONG_SECONDS = 7200  # what a test may take with --long
+UNIT = Path(__file__).with_name("unit")
+CLOSING_SECONDS = 5.0  # for what is being closed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +51,33 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """Say how often to try: the first number in every run, the second with --long."""
     long = request.config.getoption("--long")
     return lambda short, whole: whole if long else short
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail where a file of unit tests leaves descriptors open, unless a test of it has failed itself.
+
+    Others come after it on the same process, and select() takes no descriptor above 1023. What only waits for
+    the collector of garbage, or for a thread that is about to end, is not left.
+    """
+    before, failed = open_descriptors(), request.session.testsfailed
+    yield
+    if not request.path.is_relative_to(UNIT) or request.session.testsfailed > failed:
+        return
+    deadline = time.monotonic() + CLOSING_SECONDS
+    while (left := open_descriptors() - before) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.1)
+    assert not left, f"{len(left)} descriptors left open: {sorted(what for _, what in left)}"
+
+
+def open_descriptors() -> set[tuple[str, str]]:
+    """Number of each descriptor of this process, and what it is of."""
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the list itself
+            found.add((each.name, str(each.readlink())))
+    return found
 
 
 @pytest.hookimpl(trylast=True)
