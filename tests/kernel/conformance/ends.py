@@ -20,22 +20,21 @@ import itertools
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import xsk_ends
 from conftest import Wire
-from xskd._forward import ffi, lib
 from xskd._libbpf import ffi as bpf
 from xskd._libbpf import lib as libbpf
 
 from lab import Topology, entered
 from xskd.hook import ifindex_of, libbpf_error
 from xskd.xdp import HasFileno, Program
-from xskd.xsk import Batch, Rings, Socket, Umem
+from xskd.xsk import Rings, Socket, Umem
 
 MTU = 9000
 WINDOW = 32  # packets on their way at once: less than any ring here has entries, and than a veth's queue
@@ -210,24 +209,11 @@ class Ends:
 
     def send(self, packets: Sequence[bytes], by: Socket | None = None) -> None:
         """Transmit all of them, and see them completed."""
-        xsk = by or self.tx
-        batch = Wire.written(xsk.umem, packets)
-        deadline = time.monotonic() + PATIENCE
-        while (batch or xsk.unsent) and time.monotonic() < deadline:
-            xsk.transmit(batch)
-            xsk.complete()
-        assert not batch and not xsk.unsent, "not all packets were sent"
+        xsk_ends.send(by or self.tx, packets)
 
     def receive(self, count: int, by: Socket | None = None, timeout: float = PATIENCE) -> list[bytes]:
         """Take `count` packets, fewer if there are no more in time."""
-        xsk = by or self.rx
-        got: list[bytes] = []
-        deadline = time.monotonic() + timeout
-        while len(got) < count and time.monotonic() < deadline:
-            xsk.wait(min(timeout, 0.2))
-            with xsk.receive(count - len(got)) as batch:
-                got += joined(batch)
-        return got
+        return xsk_ends.receive(by or self.rx, count, timeout)
 
     def through(
         self, packets: Sequence[bytes], by: Socket | None = None, to: Socket | None = None
@@ -253,39 +239,16 @@ class Ends:
         return Wire.eventually(polled, patience)
 
     def submit(self, *descriptors: tuple[int, int, int]) -> int:
-        """Put descriptors (address, length, options) on TX as they are, without the library's own checks.
-
-        Returns when the kernel has looked at all of them: 0, or the errno with which it stopped.
-        """
-        xsk, error = self.tx, 0
+        """Have the sender put descriptors on TX as they are; see xsk_ends.submit."""
         self.tampered = True
-        ring = xsk.port.rings[lib.XSKD_TX]
-        entries = ffi.cast("struct xdp_desc *", ring.entries)
-        for address, length, options in descriptors:
-            entry = entries[ring.own & (ring.size - 1)]
-            entry.addr, entry.len, entry.options = address, length, options
-            ring.own += 1
-        ring.producer[0] = ring.own
-
-        def looked() -> bool:
-            nonlocal error
-            error = lib.xskd_wakeup_tx(xsk.port)
-            return bool(error or ring.consumer[0] == ring.own)
-
-        assert Wire.eventually(looked), "the kernel leaves descriptors on TX"
-        return error
+        return xsk_ends.submit(self.tx, *descriptors)
 
     def completed_by(self, last: int) -> list[int]:
         """The addresses that come back through the sender's completion ring, up to the one that must come."""
-        completion = self.tx.port.rings[lib.XSKD_COMPLETION]
-        addresses = ffi.cast("uint64_t *", completion.entries)
         came: list[int] = []
 
         def there() -> bool:
-            while completion.own != completion.producer[0]:
-                came.append(addresses[completion.own & (completion.size - 1)])
-                completion.own += 1
-            completion.consumer[0] = completion.own
+            came.extend(xsk_ends.completed(self.tx))
             return last in came
 
         assert Wire.eventually(there), "a descriptor was not completed"
@@ -302,17 +265,6 @@ class Ends:
             xsk.close()
         for umem in self._umems:
             umem.close()
-
-
-def joined(batch: Batch) -> list[bytes]:
-    """The packets of a batch, those of several frames in one piece."""
-    packets, packet = [], b""
-    for index, part in enumerate(batch):
-        packet += bytes(part)
-        if not batch.continues(index):
-            packets.append(packet)
-            packet = b""
-    return packets
 
 
 @pytest.fixture(scope="session")

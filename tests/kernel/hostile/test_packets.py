@@ -1,6 +1,6 @@
 """Packets that nobody should send, byte for byte through every kind of path.
 
-They come from sockets that see every byte and send anything, on a build that poisons frames: see xsk_ends.py.
+They come from sockets that see every byte and send anything, on a build that poisons frames: see poison.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import WINDOW, Wire
 from daemon import SMALL, connect, paths, running, total
+from poison import HEAD, NOISE, POISON, Ends, Poisoned, compare, of_length, poison_in, poisoned, well
 from routed import routers
-from xsk_ends import HEAD, NOISE, POISON, Ends, compare, of_length, poison_in, poisoning, well
 
 from lab import rule_model, rule_packets
 from xskd import config
@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 
 MTU = 9000
 Times = Callable[[int, int], int]
-Poisoned = tuple[str, ...]
-
-
-@pytest.fixture(scope="session")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Poisoned:
-    """Say what a command begins with that runs xskd with a data plane that poisons frames."""
-    return poisoning(tmp_path_factory.getbasetemp())
+__all__ = ["poisoned"]
 
 
 # ---- what is sent -----------------------------------------------------------------------------------------

@@ -15,15 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 from conftest import ROOT
 from daemon import connect, running
-from xsk_ends import Ends, poisoning, well
+from poison import Ends, Poisoned, poisoned, well
 
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
 
-Poisoned = tuple[str, ...]
+__all__ = ["poisoned"]
 PROTOCOLS: dict[str, Callable[[bytes], bool]] = {
     "ARP": lambda p: p[12:14] == b"\x08\x06",
     "ICMP": lambda p: p[12:14] == b"\x08\x00" and p[23] == 1,
@@ -61,12 +60,6 @@ while True:
     data, client = udp.recvfrom(65536)
     udp.sendto(data, client)
 """
-
-
-@pytest.fixture(scope="session")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Poisoned:
-    """Say what a command begins with that runs xskd with a data plane that poisons frames."""
-    return poisoning(tmp_path_factory.getbasetemp())
 
 
 @contextmanager

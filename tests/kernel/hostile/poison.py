@@ -1,8 +1,8 @@
 """What the tests of hostile packets share: a build of xskd that poisons frames, and ends that see every byte.
 
-Both ends are sockets of AF_XDP in the hosts: a raw socket would lose VLAN tags to its kernel. The daemon runs
-on a build of the data plane that overwrites each frame before the kernel gets it back (XSKD_POISON in
-csrc/frames.h). Nothing that is sent contains that byte, so one that arrives is what nobody has sent.
+Both ends are sockets of AF_XDP in the hosts. The daemon runs on a build of the data plane that overwrites
+each frame before the kernel gets it back (XSKD_POISON in csrc/frames.h). Nothing that is sent contains that
+byte, so one that arrives is what nobody has sent.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, WINDOW, Wire
 from daemon import Daemon, total
-from xskd._forward import ffi, lib
+from xsk_ends import completed, receive, send, submit
+from xskd._forward import lib
 
 from lab import entered
 from xskd.xsk import Rings
 
+Poisoned = tuple[str, ...]
 POISON = 0xDB
 NOISE = random.Random(6).randbytes(1 << 16).replace(bytes([POISON]), b"\0")
 HEAD = bytes.fromhex("020000000002 020000000001")
@@ -35,7 +38,7 @@ def of_length(length: int) -> bytes:
 
 
 @functools.cache
-def poisoning(where: Path) -> tuple[str, ...]:
+def poisoning(where: Path) -> Poisoned:
     """Copy xskd to a directory, with a data plane that poisons; what a command that uses it begins with.
 
     Once per session, whoever asks.
@@ -52,6 +55,12 @@ def poisoning(where: Path) -> tuple[str, ...]:
     return ("env", "-C", str(where), f"PYTHONPATH={where}")
 
 
+@pytest.fixture(scope="session")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Poisoned:
+    """Say what a command begins with that runs xskd with a data plane that poisons frames."""
+    return poisoning(tmp_path_factory.getbasetemp())
+
+
 def poison_in(daemon: Daemon) -> int:
     """How many bytes of the packet memory of its workers are poison."""
     found = 0
@@ -66,7 +75,6 @@ class Ends:
     """A socket of AF_XDP on each host's eth0; sends and receives whole packets, also of several frames."""
 
     def __init__(self, net: Wire, *, several: bool = False) -> None:
-        self._net = net
         self._sockets = []
         for ns in net.hosts:
             rings = Rings(fill=2048, rx=2048, tx=2048, completion=2048)
@@ -79,27 +87,11 @@ class Ends:
             self._sockets.append(end)
 
     def send(self, host: int, packets: Sequence[bytes]) -> None:
-        end = self._sockets[host]
-        for packet in packets:
-            parts = [packet[at : at + 4096] for at in range(0, len(packet), 4096)]
-            batch = end.umem.take(len(parts))
-            for index, part in enumerate(parts):
-                batch.write(index, part, continues=index + 1 < len(parts))
-            assert end.transmit(batch) == len(parts), len(packet)
-        assert self._net.eventually(lambda: end.complete() + end.unsent == 0)
+        send(self._sockets[host], packets)
 
     def receive(self, host: int, count: int, timeout: float = 20.0) -> list[bytes]:
-        """Take `count` packets, fewer if there are no more in time."""
-        end, packet = self._sockets[host], b""
-        got: list[bytes] = []
-        while len(got) < count and end.wait(timeout):
-            with end.receive(64) as batch:
-                for index, part in enumerate(batch):
-                    packet += bytes(part)
-                    if not batch.continues(index):
-                        got.append(packet)
-                        packet = b""
-        return got
+        """Take `count` packets, fewer if none comes for `timeout` seconds."""
+        return receive(self._sockets[host], count, timeout)
 
     def through(self, packets: Sequence[bytes], expected: Sequence[bytes], *, to: int = 1) -> None:
         """Send packets from the first host a window at a time: these arrive, and no others."""
@@ -117,20 +109,12 @@ class Ends:
         end = self._sockets[0]
         with end.umem.take(1) as batch:
             addr = batch._descs[0].addr
-        ring, busy = end.port.rings[lib.XSKD_TX], end.port.counters.wakeup_errors
         end.umem.view[addr : addr + 14] = of_length(14)
+        busy = end.port.counters.wakeup_errors
         before = end.statistics().tx_invalid_descs, busy[lib.XSKD_ERROR_EBUSY]
-        desc = ffi.cast("struct xdp_desc *", ring.entries) + (ring.own & (ring.size - 1))
-        desc.addr, desc.len, desc.options = addr, length, 0
-        ring.own += 1
-        ring.producer[0] = ring.own
-        end.port.tx_side += 1
-        assert lib.xskd_wakeup_tx(end.port) == 0
-        assert self._net.eventually(lambda: bool(ring.consumer[0] == ring.own))
+        assert submit(end, (addr, length, 0)) == 0
         after = end.statistics().tx_invalid_descs, busy[lib.XSKD_ERROR_EBUSY]
-        end.port.tx_side -= 1
-        end.port.rings[lib.XSKD_COMPLETION].own = end.port.rings[lib.XSKD_COMPLETION].producer[0]
-        end.port.rings[lib.XSKD_COMPLETION].consumer[0] = end.port.rings[lib.XSKD_COMPLETION].own
+        completed(end)
         return "sent" if before == after else "invalid" if before[0] != after[0] else "refused"
 
 
