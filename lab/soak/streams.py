@@ -5,18 +5,16 @@ standard input, a line each (`rate N` packets a second, `report`), and answers a
 A packet carries its stream, its number and the time it was sent; what follows is noise that depends on the
 number, so that a byte that changed, a packet that came twice and one of another stream are all seen.
 
-The filter of the receiving socket discards what is not a stream's packet: a flood on the same wire must not
-cost this process anything, or it would lose its own.
+A flood on the same wire must not cost this process anything, or it would lose its own: its socket takes only
+what is a stream's packet.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import random
 import select
-import socket
 import struct
 import subprocess
 import sys
@@ -24,16 +22,14 @@ import threading
 import time
 from typing import Any
 
-from lab.topology import entered
+from lab.arrivals import ETHER_TYPE, Arrivals, raw
 
-ETHER_TYPE = 0x88B5  # of local experiments (IEEE 802)
 HEAD = struct.Struct("!6s6sHHQQ")  # destination, source, type, stream, number, time in ns
 NOISE = random.Random(9478).randbytes(4096)
 SHORTEST, LONGEST = 60, 1514  # bytes
 TICK = 0.001  # seconds between two bursts
 BURST = 64  # packets: a veth has room for 256, and nothing may be lost before xskd sees it
 PER_OCTAVE = 8  # buckets of latency for each doubling
-SO_ATTACH_FILTER, SO_RCVBUFFORCE, SOL_PACKET, PACKET_IGNORE_OUTGOING, ETH_P_ALL = 26, 33, 263, 23, 3
 
 
 class Stream:
@@ -41,12 +37,10 @@ class Stream:
 
     def __init__(self, out: str, into: str, number: int) -> None:
         self._number, self._rate, self._over = number, 0, False
-        self._out, self._in = _raw(out), _raw(into)
-        _only_ours(self._in)
-        self._seen = bytearray()
+        self._out, self._in = raw(out), raw(into, only=ETHER_TYPE)
+        self._arrivals = Arrivals()
         self._latency: dict[int, int] = {}
-        self._last = self._gap = 0.0
-        self.sent = self.refused = self.received = self.doubled = self.damaged = 0
+        self.sent = self.refused = self.damaged = 0
 
     def run(self) -> None:
         """Send, receive and answer until there are no more orders."""
@@ -57,7 +51,7 @@ class Stream:
             verb, *arguments = line.split()
             if verb == "rate":
                 self._rate = int(arguments[0])
-                self._last = self._gap = 0.0  # a pause is no silence
+                self._arrivals.begin_anew()  # a pause is no silence
             else:
                 print(json.dumps(self.report()), flush=True)
         self._over = True
@@ -66,15 +60,14 @@ class Stream:
 
     def report(self) -> dict[str, Any]:
         """What has been counted; `silence` is the longest in seconds since the rate was last changed."""
-        now = time.monotonic()
-        waiting = now - self._last if self._last and self._rate else 0.0
+        waiting = self._arrivals.waiting(time.monotonic()) if self._rate else 0.0
         return {
             "sent": self.sent,
             "refused": self.refused,
-            "received": self.received,
-            "doubled": self.doubled,
+            "received": self._arrivals.received + self.damaged,
+            "doubled": self._arrivals.doubled,
             "damaged": self.damaged,
-            "silence": max(self._gap, waiting),
+            "silence": max(self._arrivals.silence, waiting),
             "latency": self._latency,
         }
 
@@ -105,20 +98,12 @@ class Stream:
 
     def _take(self, data: bytes, number: int, sent: int) -> None:
         now = time.monotonic_ns()
-        self.received += 1
         if data[HEAD.size :] != payload(number):
             self.damaged += 1
             return
-        place, bit = divmod(number, 8)
-        if place >= len(self._seen):
-            self._seen.extend(bytes(place - len(self._seen) + 4096))
-        self.doubled += bool(self._seen[place] & 1 << bit)
-        self._seen[place] |= 1 << bit
+        self._arrivals.take(number, now / 1e9)
         bucket = int(math.log2(max(now - sent, 1)) * PER_OCTAVE)
         self._latency[bucket] = self._latency.get(bucket, 0) + 1
-        if self._last:
-            self._gap = max(self._gap, now / 1e9 - self._last)
-        self._last = now / 1e9
 
 
 class Process:
@@ -178,23 +163,6 @@ def percentile(latency: dict[int, int], share: float) -> float:
         if left <= 0:
             return float(2 ** ((bucket + 1) / PER_OCTAVE) / 1e9)
     return math.nan
-
-
-def _raw(ns: str) -> socket.socket:
-    with entered(ns):
-        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-        raw.bind(("eth0", 0))
-    raw.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
-    raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    return raw
-
-
-def _only_ours(raw: socket.socket) -> None:
-    """Have the kernel drop for this socket what is not of our type: load, compare, all or nothing."""
-    code = [(0x28, 0, 0, 12), (0x15, 0, 1, ETHER_TYPE), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0)]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
-    argument = struct.pack("HL", len(code), ctypes.addressof(program))
-    raw.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, argument)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from kernels import QUESTIONS, answered, words
 from scrapes import Metrics, unmoved
 
 from lab import Topology, entered
+from lab.arrivals import raw
 from xskd.forward import Forwarder, Kind, Poll
 from xskd.xdp import Attach, Fallback, Program
 from xskd.xsk import Batch, Mode, Rings, Socket, Umem
@@ -37,7 +38,6 @@ SLOWNESS = float(os.environ.get("XSKD_SLOWNESS", "1"))  # of the machine; an emu
 PATIENCE = 5.0 * SLOWNESS  # seconds: how long anything that must happen may take
 WINDOW = 128  # packets on their way at once: a veth's own ring has 256 places, and nothing here may be lost
 NOISE = random.Random(9478).randbytes(4096)
-PACKET_IGNORE_OUTGOING = 23  # linux/if_packet.h
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -57,11 +57,7 @@ class Tap:
     """A raw socket on a host's eth0: sends whole frames, sees all that arrive, and none it sent."""
 
     def __init__(self, ns: str) -> None:
-        with entered(ns):
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
-            self.socket.bind(("eth0", 0))
-        self.socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 27)  # SO_RCVBUFFORCE
-        self.socket.setsockopt(263, PACKET_IGNORE_OUTGOING, 1)  # SOL_PACKET
+        self.socket = raw(ns)
 
     def send(self, packets: Sequence[bytes]) -> None:
         for packet in packets:

@@ -6,18 +6,17 @@ longest silence at the receiver is measured. The sender is paced; it sends late 
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from types import TracebackType
 from typing import Self
 
-from lab import Topology, entered
+from lab import Topology
+from lab.arrivals import ETHER_TYPE, Arrivals, raw
 
-HEAD = bytes.fromhex("020000000002 020000000001 88b5")  # the hosts' addresses, an experimental type
+HEAD = bytes.fromhex("020000000002 020000000001") + ETHER_TYPE.to_bytes(2, "big")  # the hosts' addresses
 TICK = 0.001  # seconds between two bursts
 SETTLE = 1.0  # seconds for the last packets to arrive
-ETH_P_ALL, SO_RCVBUFFORCE, SOL_PACKET, PACKET_IGNORE_OUTGOING = 3, 33, 263, 23
 
 
 class Stream:
@@ -25,17 +24,16 @@ class Stream:
 
     def __init__(self, lab: Topology, rate: int) -> None:
         self._rate = rate
-        self._out, self._in = (_raw(lab.hosts[host]) for host in (0, 1))
+        self._out, self._in = raw(lab.hosts[0]), raw(lab.hosts[1], only=ETHER_TYPE)
+        self._arrivals = Arrivals()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._send, self._receive)]
         self.sent = 0
-        self._seen: list[int] = []
-        self.silence = 0.0  # seconds, the longest between two arrivals
 
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
-        while not self._seen and self._threads[0].is_alive():
+        while not self._arrivals.received and self._threads[0].is_alive():
             time.sleep(0.01)
         return self
 
@@ -49,16 +47,17 @@ class Stream:
         self._in.close()
 
     @property
-    def received(self) -> int:
-        return len(self._seen)
-
-    @property
     def lost(self) -> int:
-        return self.sent - len(set(self._seen))
+        return self.sent - (self._arrivals.received - self.doubled)
 
     @property
     def doubled(self) -> int:
-        return len(self._seen) - len(set(self._seen))
+        return self._arrivals.doubled
+
+    @property
+    def silence(self) -> float:
+        """The longest time in seconds between two that arrived."""
+        return self._arrivals.silence
 
     def _send(self) -> None:
         began = time.monotonic()
@@ -71,7 +70,6 @@ class Stream:
 
     def _receive(self) -> None:
         self._in.settimeout(SETTLE)
-        last = time.monotonic()
         while True:
             try:
                 packet = self._in.recv(256)
@@ -79,18 +77,4 @@ class Stream:
                 if self._stop.is_set():
                     return
                 continue
-            now = time.monotonic()
-            if packet[12:14] == HEAD[12:]:
-                self._seen.append(int.from_bytes(packet[14:18], "big"))
-                if len(self._seen) > 1:
-                    self.silence = max(self.silence, now - last)
-                last = now
-
-
-def _raw(ns: str) -> socket.socket:
-    with entered(ns):
-        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-        raw.bind(("eth0", 0))
-    raw.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 27)
-    raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    return raw
+            self._arrivals.take(int.from_bytes(packet[14:18], "big"), time.monotonic())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lab.arrivals import Arrivals
 from lab.soak import faults
 from lab.soak.account import Balance, Sample, broken, slope, well, went_back
 from lab.soak.report import RECOVERY_SECONDS, Episode, Findings
@@ -128,3 +129,17 @@ def test_the_wrong_files_of_a_soak_are_wrong_and_the_right_ones_right() -> None:
     for text in faults.INVALID:
         with pytest.raises(XskdError):
             parse(text, "soak.yaml")
+
+
+def test_what_arrives_is_known_by_its_number_and_a_pause_is_no_silence() -> None:
+    arrivals = Arrivals()
+    assert arrivals.waiting(50.0) == 0
+    for number, now in ((0, 100.0), (1, 100.5), (40_000, 100.6), (1, 100.7)):
+        arrivals.take(number, now)
+    assert (arrivals.received, arrivals.doubled) == (4, 1)
+    assert (arrivals.silence, arrivals.waiting(103.7)) == (0.5, 3.0)
+    arrivals.begin_anew()
+    assert (arrivals.silence, arrivals.waiting(104.0)) == (0, 0)
+    arrivals.take(7, 105.0)
+    arrivals.take(8, 105.25)
+    assert (arrivals.received, arrivals.doubled, arrivals.silence) == (6, 1, 0.25)
