@@ -6,13 +6,14 @@ say they dropped, to the packet.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from conftest import Tap
-from daemon import Daemon, Stream, total
+from daemon import Daemon, Stream, cpu_seconds, total
 
 from lab.figures import figure
 
@@ -75,15 +76,47 @@ def exact(daemon: Daemon, before: Account, *reasons: str) -> Account:
 
 
 @contextmanager
-def undisturbed(daemon: Daemon) -> Iterator[None]:
-    """Whatever happens meanwhile: path a loses nothing, and no worker ends."""
+def undisturbed(
+    daemon: Daemon, meanwhile: str = "one is in trouble", *, b_may_end: bool = False
+) -> Iterator[None]:
+    """Whatever happens meanwhile: path a loses nothing, and no worker ends but that of path b, if it may."""
     before = daemon.workers()
     with Stream(daemon.net, rate=RATE) as other:
         yield
-    figure("packets lost by another path while one is in trouble", other.lost, "packets", 0)
+    figure(f"packets lost by another path while {meanwhile}", other.lost, "packets", 0)
     assert other.whole, other
-    assert daemon.workers() == before
-    assert all(worker["restarts"] == {} for worker in daemon.status()["workers"])
+    if b_may_end:
+        assert daemon.workers()["a/0"] == before["a/0"]
+    else:
+        assert daemon.workers() == before
+        assert all(worker["restarts"] == {} for worker in daemon.status()["workers"])
+
+
+@contextmanager
+def repeated(do: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
+    """Do it meanwhile, again and again, in a thread of its own, with so many seconds between."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(pause):
+            do()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def spending(pid: int, what: str, bound: float) -> Iterator[None]:
+    """Meanwhile a process spends no more than this share of a CPU."""
+    began, spent = time.monotonic(), cpu_seconds(pid)
+    yield
+    share = (cpu_seconds(pid) - spent) / (time.monotonic() - began)
+    figure(f"CPU of {what}", share, "CPUs", bound)
 
 
 def recovers(daemon: Daemon, what: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from accounts import RATE, account, config, exact, recovers, undisturbed
+from accounts import RATE, account, config, exact, recovers, repeated, spending, undisturbed
 from conftest import Tap
-from daemon import SMALL, Daemon, Stream, cpu_seconds, running
+from daemon import SMALL, Daemon, Stream, running
 from pyroute2 import netns
 from pyroute2.ethtool.ethtool import Ethtool
 from test_daemon_links import GONE, join, waits
@@ -38,32 +37,12 @@ RINGS = f"rings: {SMALL}"
 
 
 @contextmanager
-def traffic(net: Wire) -> Iterator[None]:
-    """Send from host 2 all the while, whatever becomes of it."""
-    ended = threading.Event()
-
-    def send() -> None:
-        while not ended.wait(0.01):
-            net.taps[2].send(net.frames(10))
-
-    sending = threading.Thread(target=send)
-    sending.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        sending.join()
-
-
-@contextmanager
 def calm(daemon: Daemon) -> Iterator[None]:
     """Meanwhile the supervisor neither spins nor fills the log."""
-    began, spent, lines = time.monotonic(), cpu_seconds(daemon.pid), daemon.log.count("\n")
-    yield
+    began, lines = time.monotonic(), daemon.log.count("\n")
+    with spending(daemon.pid, "the supervisor while a link flaps", 0.5):
+        yield
     seconds = time.monotonic() - began
-    figure(
-        "CPU of the supervisor while a link flaps", (cpu_seconds(daemon.pid) - spent) / seconds, "CPUs", 0.5
-    )
     figure("lines of log while a link flaps", (daemon.log.count("\n") - lines) / seconds, "lines/s", 6)
 
 
@@ -86,8 +65,8 @@ def test_a_link_that_flaps_at_10_hz(wire: MakeWire, tmp_path: Path, times: Times
         net.hosts[3], "ethtool", "-K", "eth0", "gro", "off"
     )  # else it has a queue, and forgets it uncounted
     with running(net, tmp_path, config(RINGS)) as daemon:
-        well, before = daemon.status()["text"], account(daemon)
-        with undisturbed(daemon), traffic(net):
+        well, before, packets = daemon.status()["text"], account(daemon), net.frames(10)
+        with undisturbed(daemon), repeated(lambda: net.taps[2].send(packets), 0.01):
             with calm(daemon):
                 flap(net, ns, dev, seconds)
             recovers(daemon, f"{whose} carrier flapped")
@@ -115,7 +94,7 @@ def test_the_machine_at_the_other_end_vanishes(wire: MakeWire, tmp_path: Path, t
     net = wire(links=4)
     with running(net, tmp_path, config(RINGS)) as daemon:
         for _ in range(times(1, 30)):
-            with undisturbed_but_b(daemon):
+            with undisturbed(daemon, b_may_end=True):
                 net.taps[3].socket.close()  # it would keep the namespace
                 netns.remove(net.hosts[3])
                 began = time.monotonic()
@@ -136,7 +115,7 @@ def test_a_foreign_program_that_comes_meanwhile(
     """It gets no interface that xskd has; one that is made anew it may get first, and keeps."""
     net = wire(links=4)
     attach_it = ("ip", "link", "set", "eth4", "xdpdrv", "obj", str(foreign_program), "sec", "xdp")
-    with running(net, tmp_path, config(RINGS)) as daemon, undisturbed_but_b(daemon):
+    with running(net, tmp_path, config(RINGS)) as daemon, undisturbed(daemon, b_may_end=True):
         assert net.run(net.dut, *attach_it, check=False).returncode != 0
         assert forwards(net)
         os.kill(daemon.pid, signal.SIGSTOP)
@@ -148,17 +127,6 @@ def test_a_foreign_program_that_comes_meanwhile(
         net.link(net.dut, "eth4", "xdpdrv", "off")
         figure("time until a path forwards when a foreign program has gone", daemon.comes("b/0"), "s", 10)
         assert forwards(net)
-
-
-@contextmanager
-def undisturbed_but_b(daemon: Daemon) -> Iterator[None]:
-    """Path a loses nothing, in the same process."""
-    pid = daemon.workers()["a/0"]
-    with Stream(daemon.net, rate=RATE) as other:
-        yield
-    figure("packets lost by another path while one is in trouble", other.lost, "packets", 0)
-    assert other.whole, other
-    assert daemon.workers()["a/0"] == pid
 
 
 def test_two_changes_in_a_row_are_one(wire: MakeWire, tmp_path: Path) -> None:

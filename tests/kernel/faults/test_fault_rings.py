@@ -10,15 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accounts import RATE, account, config, exact, recovers, undisturbed
-from daemon import Daemon, Stream, cpu_seconds, running, total
+from accounts import RATE, account, config, exact, recovers, repeated, spending, undisturbed
+from daemon import Daemon, Stream, running, total
 
 from lab import entered
 from lab.figures import figure
@@ -71,14 +70,14 @@ def held_egress(net: Wire) -> Iterator[Callable[[], None]]:
 @contextmanager
 def other_direction(daemon: Daemon) -> Iterator[None]:
     """Meanwhile path b takes all of a steady stream the other way, and its worker does not spin."""
-    pid = daemon.workers()["b/0"]
-    with Stream(daemon.net, rate=RATE, hosts=(3, 2)) as stream:
-        began, spent = time.monotonic(), cpu_seconds(pid)
+    worker = daemon.workers()["b/0"]
+    with (
+        Stream(daemon.net, rate=RATE, hosts=(3, 2)) as stream,
+        spending(worker, "a worker that waits for its egress", 0.7),
+    ):
         yield
-        share = (cpu_seconds(pid) - spent) / (time.monotonic() - began)
     figure("packets lost in the other direction of the same worker", stream.lost, "packets", 0)
     assert stream.whole, stream
-    figure("CPU of a worker that waits for its egress", share, "CPUs", 0.7)
 
 
 def in_kernel(daemon: Daemon) -> int:
@@ -136,7 +135,6 @@ def test_a_fill_ring_that_is_starved(wire: MakeWire, tmp_path: Path, times: Time
 @contextmanager
 def flood(net: Wire, cpu: int) -> Iterator[None]:
     """Send from host 2 as fast as one CPU can, which is the worker's, so that it comes to run too seldom."""
-    ended = threading.Event()
     packets = net.frames(FLOOD)
     with entered(net.hosts[2]):
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -144,19 +142,12 @@ def flood(net: Wire, cpu: int) -> Iterator[None]:
 
     def send() -> None:
         os.sched_setaffinity(0, {cpu})
-        while not ended.is_set():
-            with suppress(OSError):  # ENOBUFS: the sender's own NIC is full, and has not sent it
-                for packet in packets:
-                    raw.send(packet)
+        with suppress(OSError):  # ENOBUFS: the sender's own NIC is full, and has not sent it
+            for packet in packets:
+                raw.send(packet)
 
-    sending = threading.Thread(target=send)
-    sending.start()
-    try:
+    with raw, repeated(send):
         yield
-    finally:
-        ended.set()
-        sending.join()
-        raw.close()
 
 
 def test_an_rx_ring_that_is_overrun(wire: MakeWire, tmp_path: Path, times: Times) -> None:
