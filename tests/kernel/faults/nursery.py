@@ -7,7 +7,7 @@ a call is the n-th of is counted from there. A worker is always a fresh interpre
 traced, and goes on as one.
 
 Each line on standard input asks for something, each line on standard output answers; see Nursery in
-errnos.py. This must never trace anything but its own children and itself.
+failing.py. This must never trace anything but its own children and itself.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeWire
-from errnos import ERRNOS, HARMLESS, Fault, Nursery, Outcome, Workers, faults, sample, wrong, wrong_of_worker
+from errnos import ERRNOS, HARMLESS, Fault, faults, sample
+from failing import Nursery, Outcome, Workers, wrong, wrong_of_worker
 
 from lab.figures import figure
 from xskd.privileges import ALLOWED

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from conftest import MakeWire
 from daemon import Stream, running, total
-from errnos import OF_XSK, Nursery, Workers, wrong_of_worker
+from errnos import OF_XSK
+from failing import Nursery, Workers, wrong_of_worker
 
 from lab.figures import figure
 
