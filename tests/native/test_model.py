@@ -1,9 +1,8 @@
 """A model of every frame's place, held against the real C by hypothesis: the same frames, in the same order.
 
-The model is what csrc/forward.h promises, written down again in Python: a free stack, four rings a port, and
-what a turn of the loop moves between them. It plays the kernel too: delivers, sends, completes, is late, is
-down, tells lies. After each step every ring, the free stack, every owner byte and every counter of the C must
-be as the model has them.
+Each step of a walk is done to both, the model (model.py) and the C: the loop turns, a user of the library
+takes and sends, a worker dies; and the kernel delivers, sends, completes, is late, is down, tells lies. After
+it every ring, the free stack, every owner byte and every counter of the C must be as the model has them.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import runpy
-from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -30,17 +26,23 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from model import (
+    COMPLETION,
+    FILL,
+    FRAME_SIZE,
+    FRAMES,
+    MAX_LENGTH,
+    NOWHERE,
+    OFFSET,
+    RX,
+    TX,
+    Entry,
+    Model,
+)
 from xskd._forward import lib as names  # for its constants only
 
-FRAMES, FRAME_SIZE, OFFSET = 48, 2048, 256
-MAX_LENGTH = 1518
-BURST: int = names.XSKD_BURST
-DEADLINE_NS = 20_000_000
 WRONG_ENTRIES: int = names.XSKD_WRONG_ENTRIES
-FILL, RX, TX, COMPLETION = names.XSKD_FILL, names.XSKD_RX, names.XSKD_TX, names.XSKD_COMPLETION
 NEED_WAKEUP = 1  # XDP_RING_NEED_WAKEUP
-FREE, HELD, QUARANTINED, RX_SIDE, TX_SIDE = 0x00, 0x01, 0x02, 0x40, 0x80  # owner bytes, csrc/frames.h
-NOWHERE = FRAMES + 7  # the frame of an address outside the UMEM
 CAPTURE_BYTES = names.XSKD_CAPTURE_HEADER + (1 << 12)
 PORTS = st.integers(0, 1)
 MANY = st.integers(1, 64).map(lambda n: 65 - n)  # what is drawn most is much, not little
@@ -63,31 +65,7 @@ def data_plane() -> tuple[Any, Any]:
     return ffi, ffi.dlopen(str(shared_library("model_kernel")))
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What a slot of a ring says: a frame, and of RX and TX a packet's length."""
-
-    frame: int
-    length: int = 0
-
-
-@dataclass
-class Port:
-    """One port as the model has it: ring contents, front first, and what the kernel holds."""
-
-    sizes: dict[int, int]
-    rings: dict[int, deque[Entry]] = field(default_factory=lambda: {ring: deque() for ring in range(4)})
-    receiving: deque[int] = field(default_factory=deque)  # frames taken from FILL
-    sending: deque[int] = field(default_factory=deque)  # frames taken from TX
-    blocked_since: int = 0
-    wrong: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def room(self, ring: int) -> int:
-        return self.sizes[ring] - len(self.rings[ring])
-
-
-class Model(RuleBasedStateMachine):
+class Walk(RuleBasedStateMachine):
     """The model beside the C; each rule does the same to both."""
 
     # ---- both begin ------------------------------------------------------------------------------
@@ -98,17 +76,12 @@ class Model(RuleBasedStateMachine):
         start=st.sampled_from([0, 0x7FFFFFFE, 0xFFFFFFFB]),
     )
     def begin(self, reflect: bool, sizes: list[int], start: int) -> None:
-        self.reflect, self.now = reflect, 1_000_000
-        self.free = list(range(FRAMES - 1, -1, -1))  # the top is last
-        self.held: list[Entry] = []
-        self.quarantined: set[int] = set()
-        self.ports = [Port(dict(enumerate(sizes))) for _ in range(2)]
-        self.capturing, self.seen = False, 0
-        self.make(reflect, start)
+        self.model = Model(sizes, reflect=reflect)
+        self.make(start)
         for port in (0, 1):
             self.refill(port)
 
-    def make(self, reflect: bool, start: int) -> None:
+    def make(self, start: int) -> None:
         """The structs of csrc/forward.h over plain memory."""
         self.ffi, self.lib = data_plane()
         new = self.ffi.new
@@ -122,8 +95,8 @@ class Model(RuleBasedStateMachine):
         self.lib.xskd_umem_reset(self.c_umem)
         self.forward = new("struct xskd_forward *")
         self.forward.port_count, self.forward.control_fd = 2, -1
-        self.forward.action = names.XSKD_SWAP_MACS if reflect else names.XSKD_UNCHANGED
-        self.forward.counters, self.forward.now_ns = self.page, self.now
+        self.forward.action = names.XSKD_SWAP_MACS if self.model.reflect else names.XSKD_UNCHANGED
+        self.forward.counters, self.forward.now_ns = self.page, self.model.now
         self.c_ports = [self.make_port(index, start) for index in (0, 1)]
         self.capture, self.capture_ring = new("struct xskd_capture *"), new("uint64_t[]", CAPTURE_BYTES // 8)
         self.lib.model_tx_answer = 0
@@ -132,7 +105,7 @@ class Model(RuleBasedStateMachine):
         port = self.ffi.new("struct xskd_port *")
         port.umem, port.index, port.fd, port.max_length = self.c_umem, index, index, MAX_LENGTH
         port.counters = self.ffi.addressof(self.page.ports, index)
-        for ring, size in self.ports[index].sizes.items():
+        for ring, size in self.model.ports[index].sizes.items():
             words = self.ffi.new("uint32_t[3]", [start, start, NEED_WAKEUP if ring == TX else 0])
             kind = "struct xdp_desc[]" if ring in (RX, TX) else "uint64_t[]"
             entries = self.ffi.new(kind, size)
@@ -141,7 +114,7 @@ class Model(RuleBasedStateMachine):
             at.producer, at.consumer, at.flags, at.entries = words, words + 1, words + 2, entries
             at.size, at.own = size, start
         self.forward.ports[index] = port
-        self.forward.egress[index] = index if self.reflect else 1 - index
+        self.forward.egress[index] = self.model.egress(index)
         return port
 
     # ---- the kernel ------------------------------------------------------------------------------
@@ -156,22 +129,22 @@ class Model(RuleBasedStateMachine):
         else:
             self.ffi.cast("uint64_t *", at.entries)[slot] = addr
         at.producer[0] = at.producer[0] + 1 & 0xFFFFFFFF
-        self.ports[port].rings[ring].append(entry)
+        self.model.ports[port].rings[ring].append(entry)
 
     def consume(self, port: int, ring: int, most: int) -> list[Entry]:
         """Entries that the kernel takes from FILL or TX, in both."""
-        at, mine = self.c_ports[port].rings[ring], self.ports[port].rings[ring]
+        at, mine = self.c_ports[port].rings[ring], self.model.ports[port].rings[ring]
         taken = [mine.popleft() for _ in range(min(most, len(mine)))]
         at.consumer[0] = at.consumer[0] + len(taken) & 0xFFFFFFFF
         return taken
 
     @rule(port=PORTS, most=MANY)
     def kernel_takes_from_fill(self, port: int, most: int) -> None:
-        self.ports[port].receiving += [entry.frame for entry in self.consume(port, FILL, most)]
+        self.model.ports[port].receiving += [entry.frame for entry in self.consume(port, FILL, most)]
 
     @rule(port=PORTS, most=MANY, length=GOOD)
     def kernel_delivers(self, port: int, most: int, length: int) -> None:
-        mine = self.ports[port]
+        mine = self.model.ports[port]
         self.kernel_takes_from_fill(port, most)
         for _ in range(min(most, len(mine.receiving), mine.room(RX))):
             self.put(port, RX, Entry(mine.receiving.popleft(), length))
@@ -182,23 +155,23 @@ class Model(RuleBasedStateMachine):
 
     @rule(port=PORTS, most=MANY)
     def kernel_takes_from_tx(self, port: int, most: int) -> None:
-        self.ports[port].sending += [entry.frame for entry in self.consume(port, TX, most)]
+        self.model.ports[port].sending += [entry.frame for entry in self.consume(port, TX, most)]
 
     @rule(port=PORTS, most=MANY)
     def kernel_completes(self, port: int, most: int) -> None:
-        mine = self.ports[port]
+        mine = self.model.ports[port]
         self.kernel_takes_from_tx(port, most)
         for _ in range(min(most, len(mine.sending), mine.room(COMPLETION))):
             self.put(port, COMPLETION, Entry(mine.sending.popleft()))
 
     @rule(port=PORTS, most=st.integers(1, 10))
     def kernel_completes_what_is_not(self, port: int, most: int) -> None:
-        for _ in range(min(most, self.ports[port].room(COMPLETION))):
+        for _ in range(min(most, self.model.ports[port].room(COMPLETION))):
             self.put(port, COMPLETION, Entry(NOWHERE))
 
     @rule(port=PORTS, most=st.integers(1, 10), length=GOOD)
     def kernel_delivers_what_is_not(self, port: int, most: int, length: int) -> None:
-        for _ in range(min(most, self.ports[port].room(RX))):
+        for _ in range(min(most, self.model.ports[port].room(RX))):
             self.put(port, RX, Entry(NOWHERE, length))
 
     @rule(error=st.sampled_from([0, errno.ENETDOWN, errno.EAGAIN, errno.ENOBUFS]))
@@ -207,94 +180,20 @@ class Model(RuleBasedStateMachine):
 
     @rule(ns=st.sampled_from([1_000, 5_000_000]))
     def time_passes(self, ns: int) -> None:
-        self.now += ns
-        self.forward.now_ns = self.lib.model_now_ns = self.now
+        self.model.now += ns
+        self.forward.now_ns = self.lib.model_now_ns = self.model.now
 
     # ---- what a turn does --------------------------------------------------------------------------
-
-    def drop(self, port: Port, entry: Entry, otherwise: str) -> None:
-        """A packet that does not go on, and where its frame is then."""
-        if entry.frame == NOWHERE or not 0 < entry.length <= FRAME_SIZE - OFFSET:
-            port.counts["invalid"] += 1
-            port.wrong += 1
-            if entry.frame != NOWHERE:
-                self.quarantined.add(entry.frame)
-            return
-        port.counts["undersize" if entry.length < 14 else otherwise] += 1
-        self.free.append(entry.frame)
-
-    def complete_one(self, port: Port, entry: Entry) -> bool:
-        """Take a completion; whether it was one."""
-        good = entry.frame != NOWHERE
-        port.counts["tx_completed" if good else "completion_invalid"] += 1
-        port.wrong += not good
-        return good
-
-    def recycle(self, out: Port, into: Port) -> None:
-        """Completions onto FILL, as far as it has room; the rest onto the free stack."""
-        for _ in range(min(len(out.rings[COMPLETION]), into.room(FILL))):
-            entry = out.rings[COMPLETION].popleft()
-            if self.complete_one(out, entry):
-                into.rings[FILL].append(Entry(entry.frame))
-        self.complete(out)
-
-    def complete(self, port: Port) -> None:
-        while port.rings[COMPLETION]:
-            entry = port.rings[COMPLETION].popleft()
-            if self.complete_one(port, entry):
-                self.free.append(entry.frame)
-
-    def take_rx(self, port: Port, most: int) -> list[Entry]:
-        taken = [port.rings[RX].popleft() for _ in range(min(most, len(port.rings[RX])))]
-        port.counts["rx_packets"] += len(taken)
-        good = [entry for entry in taken if self.sound(entry)]
-        self.seen += len(good) if self.capturing else 0
-        return taken
-
-    @staticmethod
-    def sound(entry: Entry) -> bool:
-        return entry.frame != NOWHERE and 0 < entry.length <= FRAME_SIZE - OFFSET
-
-    def burst(self, port: Port, out: Port) -> None:
-        """RX to TX; packets wait for a full TX, but not for ever."""
-        room = out.room(TX)
-        if room == 0:
-            self.blocked(port, out)
-            return
-        out.blocked_since = 0
-        for entry in self.take_rx(port, min(room, BURST)):
-            if self.sound(entry) and 14 <= entry.length <= MAX_LENGTH:
-                out.rings[TX].append(entry)
-                out.counts["tx_packets"] += 1
-                self.seen += self.capturing
-            else:
-                self.drop(port, entry, "oversize")
-
-    def blocked(self, port: Port, out: Port) -> None:
-        if not port.rings[RX]:
-            return
-        out.blocked_since = out.blocked_since or self.now
-        if self.now - out.blocked_since >= DEADLINE_NS:
-            for entry in self.take_rx(port, BURST):
-                self.drop(port, entry, "tx_full")
 
     def refill(self, index: int) -> None:
         """Both: FILL to the brim, from the top of the free stack."""
         self.lib.xskd_refill(self.c_ports[index])
-        self.model_refill(self.ports[index])
-
-    def model_refill(self, port: Port) -> None:
-        for _ in range(min(port.room(FILL), len(self.free))):
-            port.rings[FILL].append(Entry(self.free.pop()))
+        self.model.refill(self.model.ports[index])
 
     @rule()
     def turn(self) -> None:
         self.lib.xskd_forward_turn(self.forward)
-        for index, port in enumerate(self.ports):
-            out = self.ports[self.forward.egress[index]]
-            self.recycle(out, port)
-            self.burst(port, out)
-            self.model_refill(port)
+        self.model.turn()
 
     @rule(port=PORTS, most=MANY, length=GOOD)
     def packets_arrive_and_are_forwarded(self, port: int, most: int, length: int) -> None:
@@ -313,59 +212,59 @@ class Model(RuleBasedStateMachine):
     def user_takes(self, most: int) -> None:
         descs = self.ffi.new("struct xdp_desc[8]")
         count = self.lib.xskd_umem_take(self.c_umem, descs, most)
-        assert count == min(most, len(self.free))
-        self.held += [Entry(self.free.pop(), 60) for _ in range(count)]
+        assert count == min(most, len(self.model.free))
+        self.model.held += [Entry(self.model.free.pop(), 60) for _ in range(count)]
 
     @rule(port=PORTS, most=st.integers(1, 8))
     def user_receives(self, port: int, most: int) -> None:
-        descs, was_capturing = self.ffi.new("struct xdp_desc[8]"), self.capturing
-        count, self.capturing = self.lib.xskd_receive(self.c_ports[port], descs, most), False
-        taken = self.take_rx(self.ports[port], most)
-        self.capturing = was_capturing  # only the loop copies
-        kept = [entry for entry in taken if self.sound(entry)]
+        descs, was_capturing = self.ffi.new("struct xdp_desc[8]"), self.model.capturing
+        count, self.model.capturing = self.lib.xskd_receive(self.c_ports[port], descs, most), False
+        taken = self.model.take_rx(self.model.ports[port], most)
+        self.model.capturing = was_capturing  # only the loop copies
+        kept = [entry for entry in taken if self.model.sound(entry)]
         for entry in taken:
-            if not self.sound(entry):
-                self.drop(self.ports[port], entry, "invalid")
+            if not self.model.sound(entry):
+                self.model.drop(self.model.ports[port], entry, "invalid")
         assert [descs[i].addr // FRAME_SIZE for i in range(count)] == [entry.frame for entry in kept]
-        self.held += kept
+        self.model.held += kept
 
     @rule(port=PORTS, most=st.integers(1, 8))
     def user_transmits(self, port: int, most: int) -> None:
-        descs, first = self.ffi.new("struct xdp_desc[8]"), self.held[:most]
+        descs, first = self.ffi.new("struct xdp_desc[8]"), self.model.held[:most]
         for desc, entry in zip(descs, first, strict=False):
             desc.addr, desc.len = entry.frame * FRAME_SIZE + OFFSET, entry.length
         sent = self.lib.xskd_transmit(self.c_ports[port], descs, len(first))
         good = [14 <= entry.length <= MAX_LENGTH for entry in first] + [False]
-        assert sent == min(good.index(False), self.ports[port].room(TX))
-        self.ports[port].rings[TX] += first[:sent]
-        self.ports[port].counts["tx_packets"] += sent
-        self.held = self.held[sent:]
+        assert sent == min(good.index(False), self.model.ports[port].room(TX))
+        self.model.ports[port].rings[TX] += first[:sent]
+        self.model.ports[port].counts["tx_packets"] += sent
+        self.model.held = self.model.held[sent:]
 
     @rule(most=st.integers(1, 8))
     def user_gives_back(self, most: int) -> None:
-        descs, first = self.ffi.new("struct xdp_desc[8]"), self.held[:most]
+        descs, first = self.ffi.new("struct xdp_desc[8]"), self.model.held[:most]
         for desc, entry in zip(descs, first, strict=False):
             desc.addr = entry.frame * FRAME_SIZE
         for expected in (len(first), 0):  # giving twice gives once
             assert self.lib.xskd_umem_give(self.c_umem, descs, len(first)) == expected
-        self.held = self.held[len(first) :]
-        self.free += [entry.frame for entry in first]
+        self.model.held = self.model.held[len(first) :]
+        self.model.free += [entry.frame for entry in first]
 
     # ---- others ------------------------------------------------------------------------------------
 
-    @precondition(lambda self: not self.capturing)
+    @precondition(lambda self: not self.model.capturing)
     @rule()
     def capture_begins(self) -> None:
         ring = self.ffi.cast("struct xskd_capture_ring *", self.capture_ring)
         ring.layout_version = names.XSKD_CAPTURE_LAYOUT
         assert self.lib.xskd_capture_open(self.capture, ring, CAPTURE_BYTES) == 0
         self.capture.directions, self.capture.snaplen = 3, 64
-        self.forward.capture, self.capturing = self.capture, True
+        self.forward.capture, self.model.capturing = self.capture, True
 
-    @precondition(lambda self: self.capturing)
+    @precondition(lambda self: self.model.capturing)
     @rule()
     def capture_ends(self) -> None:
-        self.forward.capture, self.capturing = self.ffi.NULL, False
+        self.forward.capture, self.model.capturing = self.ffi.NULL, False
 
     @rule()
     def worker_dies_and_a_successor_adopts(self) -> None:
@@ -377,13 +276,14 @@ class Model(RuleBasedStateMachine):
             for ring in port.rings:
                 ring.own = garbage
         assert self.lib.xskd_forward_adopt(self.forward, report) == 0
-        assert report.waiting == sum(len(port.rings[RX]) for port in self.ports)
-        assert report.unsent == sum(len(port.rings[TX]) for port in self.ports)
+        assert report.waiting == sum(len(port.rings[RX]) for port in self.model.ports)
+        assert report.unsent == sum(len(port.rings[TX]) for port in self.model.ports)
         assert (report.skipped, report.undone, report.quarantined) == (0, 0, 0)
-        assert report.freed == len(self.held)
-        self.free = sorted([*self.free, *(entry.frame for entry in self.held)], reverse=True)
-        self.held = []
-        for mine in self.ports:
+        assert report.freed == len(self.model.held)
+        held = [entry.frame for entry in self.model.held]
+        self.model.free = sorted([*self.model.free, *held], reverse=True)
+        self.model.held = []
+        for mine in self.model.ports:
             mine.blocked_since = mine.wrong = 0
 
     # ---- after each step -----------------------------------------------------------------------------
@@ -398,37 +298,25 @@ class Model(RuleBasedStateMachine):
             return [Entry(descs[i].addr // FRAME_SIZE, descs[i].len) for i in indices]
         return [Entry(addrs[i] // FRAME_SIZE) for i in indices]
 
-    def owners(self) -> dict[int, int]:
-        """Each frame's owner as the model has it; a frame in two places is found here."""
-        places: list[tuple[int, int]] = [(frame, FREE) for frame in self.free]
-        places += [(entry.frame, HELD) for entry in self.held]
-        places += [(frame, QUARANTINED) for frame in self.quarantined]
-        for index, port in enumerate(self.ports):
-            rx = chain(port.receiving, (e.frame for ring in (FILL, RX) for e in port.rings[ring]))
-            tx = chain(port.sending, (e.frame for ring in (TX, COMPLETION) for e in port.rings[ring]))
-            places += [(frame, RX_SIDE | index) for frame in rx if frame != NOWHERE]
-            places += [(frame, TX_SIDE | index) for frame in tx if frame != NOWHERE]
-        assert len(places) == FRAMES, "a frame is nowhere, or in two places"
-        return dict(places)
-
     @invariant()
     def every_frame_is_where_the_model_has_it(self) -> None:
-        if not hasattr(self, "ports"):
+        if not hasattr(self, "model"):
             return
-        owners = self.owners()
+        owners = self.model.owners()
         assert list(self.c_umem.owner[0:FRAMES]) == [owners[frame] for frame in range(FRAMES)]
-        assert list(self.c_umem.free[0 : self.c_umem.free_count]) == self.free
-        assert (self.c_umem.held, self.c_umem.quarantined) == (len(self.held), len(self.quarantined))
-        for index, port in enumerate(self.ports):
+        assert list(self.c_umem.free[0 : self.c_umem.free_count]) == self.model.free
+        assert self.c_umem.held == len(self.model.held)
+        assert self.c_umem.quarantined == len(self.model.quarantined)
+        for index, port in enumerate(self.model.ports):
             for ring in range(4):
                 assert self.slots(index, ring) == list(port.rings[ring])
         assert self.lib.xskd_forward_publish(self.forward) == 0
 
     @invariant()
     def every_packet_is_counted_as_the_model_counts_it(self) -> None:
-        if not hasattr(self, "ports"):
+        if not hasattr(self, "model"):
             return
-        for port, c_port in zip(self.ports, self.c_ports, strict=True):
+        for port, c_port in zip(self.model.ports, self.c_ports, strict=True):
             found = c_port.counters
             for name in ("rx_packets", "tx_packets", "tx_completed", "completion_invalid"):
                 assert getattr(found, name) == port.counts[name], name
@@ -438,15 +326,15 @@ class Model(RuleBasedStateMachine):
             assert (c_port.error == errno.EBADMSG) == (port.wrong >= WRONG_ENTRIES)
         ring = self.ffi.cast("struct xskd_capture_ring *", self.capture_ring)
         counted = [ring.ports[index] for index in (0, 1)]
-        assert sum(each.seen for each in counted) == self.seen
-        assert sum(each.copied + each.lost for each in counted) == self.seen
+        assert sum(each.seen for each in counted) == self.model.seen
+        assert sum(each.copied + each.lost for each in counted) == self.model.seen
 
     @rule()
     def audit(self) -> None:
         """Nothing contradicts but the lies that still stand in a ring."""
         lies = sum(
             entry.frame == NOWHERE
-            for port in self.ports
+            for port in self.model.ports
             for ring in (RX, COMPLETION)
             for entry in port.rings[ring]
         )
@@ -457,7 +345,7 @@ class Model(RuleBasedStateMachine):
 def test_every_frame_is_where_the_model_has_it(times: Callable[[int, int], int]) -> None:
     examples = times(200, 2000)
     run_state_machine_as_test(
-        Model,
+        Walk,
         settings=settings(
             max_examples=examples,
             stateful_step_count=80,

@@ -1,8 +1,8 @@
 """Daemons and workers whose system calls fail, and what becomes of them.
 
 What is promised of each fault (errnos.py has them): it ends, soon, without a spin; either in a message that a
-person can use and with nothing left behind, or it forwards (docs/decisions/0017-failing-calls.md). `wrong` and
-`wrong_of_worker` say what was not so. A process of its own starts them: nursery.py.
+person can use and with nothing left behind, or it forwards (docs/decisions/0017-failing-calls.md). `wrong`
+and `wrong_of_worker` say what was not so. A process of its own starts them: nursery.py.
 """
 
 from __future__ import annotations
