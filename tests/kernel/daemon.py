@@ -357,7 +357,7 @@ class Leftovers:
             (port["interface"], port["queue"]) for w in daemon.status()["workers"] for port in w["ports"]
         ]
         self._pids = [daemon.pid, *daemon.workers().values()]
-        self.bpf = sorted(_bpf_objects(daemon.pid))
+        self.bpf = sorted(bpf_objects(daemon.pid))
 
     def remaining(self) -> list[str]:
         """Name what there still is, after waiting a while for it to go."""
@@ -386,8 +386,8 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _bpf_objects(pid: int) -> Iterator[tuple[str, str]]:
-    """Kind and id of each BPF object that a process holds."""
+def bpf_objects(pid: int) -> Iterator[tuple[str, str]]:
+    """Kind and id of each BPF object that a process holds, as often as it holds it."""
     for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
         with suppress(FileNotFoundError):  # closed since it was listed
             yield from re.findall(r"^(prog|map|link)_id:\s+(\d+)$", entry.read_text(), re.MULTILINE)

@@ -23,7 +23,8 @@ def cut(packet: bytes, length: int) -> bytes:
 
 
 def checksum(data: bytes) -> int:
-    """RFC 1071's, of an even number of bytes."""
+    """RFC 1071's, of bytes in which its own place is 0."""
+    data += bytes(len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

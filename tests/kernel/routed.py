@@ -18,6 +18,7 @@ from typing import Literal
 import pytest
 from conftest import PATIENCE, Wire
 from daemon import Daemon, paths, running, total
+from frames import checksum
 
 from lab import Routers, entered
 from lab.routers import Family
@@ -136,15 +137,6 @@ class Datagrams:
     def waiting(self) -> list[bytes]:
         """Take what has arrived already."""
         return self.receive(1 << 20, 0.05)
-
-
-def checksum(data: bytes) -> int:
-    """RFC 1071."""
-    data += bytes(len(data) % 2)
-    added: int = sum(struct.unpack(f">{len(data) // 2}H", data))
-    while added >> 16:
-        added = (added & 0xFFFF) + (added >> 16)
-    return 0xFFFF - added
 
 
 def ipv4(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from frames import checksum
 from xskd._forward import ffi, lib
 
 from xskd.counters import DROPS
@@ -26,13 +27,6 @@ META = 0x78736B64  # XSKD_META in bpf/xdp_prog.h
 TURN = 48  # packets that go through at once
 
 Where = Callable[[bytes], int | None]  # by which interface a packet leaves; None: nothing in front of it
-
-
-def checksum(header: bytes) -> int:
-    """Add up a header whose checksum field is 0, as RFC 1071 says."""
-    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
 
 
 def ipv4(number: int, length: int = 64, hops: int = 0) -> bytes:

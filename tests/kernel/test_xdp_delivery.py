@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from frames import checksum
 from test_xdp_adoption import kept
 from xskd._libbpf import ffi, lib
 
@@ -65,13 +66,6 @@ def rate(packets: int = 0, bits: int = 0, depth_ms: int = 20) -> tuple[int, int,
         second * 8 // bits if bits else 0,
         depth_ms * 1_000_000 << 16,
     )
-
-
-def checksum(header: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return int(total ^ 0xFFFF)
 
 
 def ipv4(

@@ -8,19 +8,17 @@ longer.
 from __future__ import annotations
 
 import os
-import re
 import statistics
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 from conftest import Wire
-from daemon import Daemon, memory_kb, total
+from daemon import Daemon, bpf_objects, memory_kb, total
 from manager import Managed
 from scrapes import Metrics, went_back
 
 MOMENT = 10.0  # seconds for what is on its way out
-BPF = re.compile(r"^(prog|map|link)_id:\s+(\d+)$", re.MULTILINE)
 
 
 class Ledger:
@@ -92,16 +90,13 @@ class Ledger:
 def holdings(daemon: Daemon) -> dict[str, Counter[str]]:
     """What a daemon holds: descriptors by kind, BPF objects by id, processes, sets in its manager's store."""
     descriptors: Counter[str] = Counter()
-    bpf: Counter[str] = Counter()
     for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed since it was listed
             descriptors[os.readlink(fd).partition("[")[0]] += 1
-            info = Path(f"/proc/{daemon.pid}/fdinfo/{fd.name}").read_text()
-            bpf.update(f"{kind} {number}" for kind, number in BPF.findall(info))
     processes = daemon.net.run(daemon.net.dut, "ip", "netns", "pids", daemon.net.dut, check=False).stdout
     return {
         "descriptors": descriptors,
-        "BPF objects": bpf,
+        "BPF objects": Counter(f"{kind} {number}" for kind, number in bpf_objects(daemon.pid)),
         "processes": Counter({"of xskd": sum("xskd" in _command(pid) for pid in processes.split())}),
         "stored": Counter(daemon.kept if isinstance(daemon, Managed) else ()),
     }

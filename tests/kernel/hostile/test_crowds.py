@@ -11,22 +11,20 @@ import grp
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from daemon import METRICS, Daemon, Stream, connect, memory_kb, running
+from test_nobody import NOBODY, in_the_open
 
 from lab.figures import figure
 
 if TYPE_CHECKING:
     from conftest import MakeWire, Wire
 
-NOBODY = 65534
 HOST, PORT = METRICS.split(":")
 RATE = 300  # packets a second
 ROOM = "rings: {fill: 4096, rx: 2048, tx: 2048, completion: 2048}"  # six seconds without a CPU are no loss
@@ -113,14 +111,6 @@ def crowded(net: Wire, how: str, count: int, where: str) -> Iterator[None]:
     finally:
         crowd.stdin.close()
         assert crowd.wait(20) == 0
-
-
-@contextmanager
-def in_the_open() -> Iterator[Path]:
-    """Make a directory that everybody may enter, as /run is."""
-    with tempfile.TemporaryDirectory(prefix="xskd-test-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def descriptors(pid: int) -> int:

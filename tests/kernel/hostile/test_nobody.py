@@ -11,6 +11,8 @@ import grp
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -94,6 +96,14 @@ print(json.dumps(said))
 """
 
 
+@contextmanager
+def in_the_open() -> Iterator[Path]:
+    """Make a directory that everybody may enter, as /run/xskd is."""
+    with TemporaryDirectory(prefix="xskd-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 def tried(net: Wire, daemon: Daemon, capture: Path, user: int, *groups: int) -> dict[str, str]:
     """Make all the attempts as this user: what came of each, and the page of metrics."""
     given = {
@@ -120,9 +130,7 @@ def text(socket: Path, group: str = "") -> str:
 
 def test_nobody_can_do_nothing_but_scrape(wire: MakeWire) -> None:
     net = wire()
-    with TemporaryDirectory(prefix="xskd-test-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)  # as /run/xskd is
+    with in_the_open() as directory:
         where, capture = directory / "control.sock", directory / "seen.pcapng"
         with running(net, directory, text(where)) as daemon:
             client = Client(daemon, "wire", output=capture)
@@ -145,9 +153,7 @@ def test_nobody_can_do_nothing_but_scrape(wire: MakeWire) -> None:
 
 def test_a_member_of_the_group_can_ask_and_nothing_more(wire: MakeWire) -> None:
     net = wire()
-    with TemporaryDirectory(prefix="xskd-test-") as name, own_group("xskd-test-nobody") as group:
-        directory = Path(name)
-        directory.chmod(0o755)
+    with in_the_open() as directory, own_group("xskd-test-nobody") as group:
         where = directory / "control.sock"
         number = grp.getgrnam(group).gr_gid
         capture = directory / "seen.pcapng"

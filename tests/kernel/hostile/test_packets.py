@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import WINDOW, Wire
 from daemon import SMALL, connect, paths, running, total
+from frames import checksum
 from poison import HEAD, NOISE, POISON, Ends, Poisoned, compare, of_length, poison_in, poisoned, well
 from routed import routers
 
@@ -269,18 +270,10 @@ def to_router(net: Wire, pick: random.Random, packet: bytes) -> bytes:
         made[26:34] = socket.inet_aton("10.99.1.2") + socket.inet_aton("10.99.2.2")
         made[24:26] = b"\0\0"
         header = bytes(made[14 : 14 + max(20, 4 * (made[14] & 15))])
-        made[24:26] = rfc1071(header).to_bytes(2, "big")
+        made[24:26] = checksum(header).to_bytes(2, "big")
     elif made[12:14] == b"\x86\xdd" and len(made) >= 54 and pick.random() < 0.9:
         made[22:54] = socket.inet_pton(10, "fd99:1::2") + socket.inet_pton(10, "fd99:2::2")
     return clean(bytes(made))
-
-
-def rfc1071(data: bytes) -> int:
-    data += bytes(len(data) % 2)
-    added: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while added >> 16:
-        added = (added & 0xFFFF) + (added >> 16)
-    return 0xFFFF - added
 
 
 def essence(packet: bytes) -> bytes:
