@@ -74,9 +74,10 @@ def reasons(daemon: Daemon) -> dict[str, int]:
 
 @contextmanager
 def router(net: Wire, directory: Path, by: By) -> Iterator[tuple[Routers, Daemon]]:
-    """Route by xskd between hosts that are silent: neighbours stay as they are."""
+    """Route by xskd between hosts that are silent: neighbours stay as they are, and none asks from fe80::."""
     roads = routers(net)
     for host in range(len(net.hosts)):
+        roads.ip(net.hosts[host], 6, "addr", "flush", "dev", "eth0", "scope", "link")
         for family in (4, 6):
             for ns, dev, address, mac in (
                 (net.dut, f"eth{host + 1}", roads.address(host, family), net.mac_of(host)),
