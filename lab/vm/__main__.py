@@ -37,11 +37,10 @@ def _options() -> argparse.Namespace:
     run = actions.add_parser("run", help="boot, run a command, end with its exit status")
     run.add_argument("--kernel", choices=KERNELS, default="backports")
     run.add_argument(
-        "--nics", action="store_true", help="v0 v1 (virtio_net), i0 i1 (igb), the other ends in `gen`"
+        "--nics", action="store_true", help="v0 v1 p0 (virtio_net), i0 i1 (igb), the other ends in `gen`"
     )
     run.add_argument("--cabled", action="store_true", help="NICs joined in pairs, without `gen`")
-    run.add_argument("--queues", type=int, default=4, help="of v0 and v1 (default: %(default)s)")
-    run.add_argument("--no-zero-copy", action="store_true", help="virtio_net refuses zero-copy")
+    run.add_argument("--queues", type=int, default=4, help="of virtio_net (default: %(default)s)")
     run.add_argument("--cpus", type=int, default=2)
     run.add_argument("--memory", type=int, default=2000, metavar="MIB")
     run.add_argument("--seconds", type=float, default=300.0, help="until the machine is killed")
@@ -57,7 +56,7 @@ def _options() -> argparse.Namespace:
 def _machine(options: argparse.Namespace) -> Vm:
     nics = None
     if options.nics or options.cabled:
-        nics = Nics(queues=options.queues, cabled=options.cabled, zero_copy=not options.no_zero_copy)
+        nics = Nics(queues=options.queues, cabled=options.cabled)
     return Vm(
         kernel=options.kernel,
         nics=nics,

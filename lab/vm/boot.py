@@ -9,6 +9,7 @@ NICs are QEMU's virtio_net and igb, whose drivers bind AF_XDP sockets in real ze
 
     v0 v1   virtio_net, several queues      gv0 gv1   at the other ends, in namespace `gen`
     i0 i1   igb                             gi0 gi1
+    p0      virtio_net that refuses it      gp0
 
 Each pair of ends is joined by two taps and a bridge, because a tap whose reader is slow drops frames as a
 wire does. Cabled, v0 is joined to v1 and i0 to i1 directly, with one queue each, and there is no `gen`.
@@ -39,6 +40,7 @@ LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2")
 CONSOLE_LINES = 15  # shown when there is no result
 SHARE_SECONDS = 10.0  # for virtiofsd to listen
 END_SECONDS = 10.0  # for QEMU and virtiofsd to end when told so
+KINDS = "vip"  # of NICs, by the first letter of their names
 GUEST = Path(__file__).with_name("guest.sh")
 KERNEL_COMMAND_LINE = "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off nokaslr"
 
@@ -51,24 +53,22 @@ class VmError(Exception):
 class Nics:
     """Which emulated NICs the machine has; see above.
 
-    `queues` is how many v0 and v1 have (igb: as many as the machine has CPUs, at most 8). `zero_copy` False
-    leaves out the feature without which virtio_net refuses zero-copy.
+    `queues` is how many those of virtio_net have (igb: as many as the machine has CPUs, at most 8).
     """
 
     queues: int = 4
     cabled: bool = False
-    zero_copy: bool = True
 
     def ends(self) -> Iterator[tuple[str, str, str]]:
         """Name every interface: its name, its MAC address, its namespace ("-": the machine's own).
 
         This is the order of their PCI slots; an igb next to another would want that one's virtual functions.
         """
-        for n in range(2):
-            for kind, letter in enumerate("vi"):
-                yield f"{letter}{n}", f"02:7a:63:01:{kind}{n}:00", "-"
-                if not self.cabled:
-                    yield f"g{letter}{n}", f"02:7a:63:02:{kind}{n}:00", "gen"
+        for name in ("v0", "i0", "v1", "i1") if self.cabled else ("v0", "i0", "v1", "i1", "p0"):
+            kind = f"{KINDS.index(name[0])}{name[1]}"
+            yield name, f"02:7a:63:01:{kind}:00", "-"
+            if not self.cabled:
+                yield f"g{name}", f"02:7a:63:02:{kind}:00", "gen"
 
     def links(self) -> str:
         """Return what `ip -batch` makes of the host's side: a tap for each end, a bridge for each pair."""
@@ -93,8 +93,8 @@ class Nics:
             found += ["-netdev", self._backend(name, directory)]
             igb = name.startswith("i")
             device = "igb" if igb else "virtio-net-pci,disable-legacy=on,host_mtu=9500"
-            if not igb and self.zero_copy:
-                device += ",iommu_platform=on"
+            if name.startswith("v"):
+                device += ",iommu_platform=on"  # without it virtio_net refuses zero-copy
             if self._queues(name) > 1:
                 device += f",mq=on,vectors={2 * self._queues(name) + 2}"
             found += ["-device", f"{device},netdev={name},mac={mac},romfile="]
@@ -102,7 +102,7 @@ class Nics:
 
     def _queues(self, name: str) -> int:
         """How many queues an end has as its backend sees it."""
-        return self.queues if name.startswith("v") and not self.cabled else 1
+        return self.queues if name.startswith(("v", "p")) and not self.cabled else 1
 
     def _backend(self, name: str, directory: Path) -> str:
         if self.cabled:
