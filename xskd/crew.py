@@ -314,6 +314,7 @@ class Crew:
             self._stay_with(slot.predecessor, slot)
             return
         loop = asyncio.get_running_loop()
+        slot.generic = self._programs.any_generic(slot)
         try:
             process = slot.spawn(adopt=adopt and self._can_adopt)
             loop.add_reader(process.link, self._post, Said(slot, process))

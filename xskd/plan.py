@@ -229,7 +229,7 @@ def _interface(config: Config, devices: Mapping[str, NetDevice], name: str, path
         name=name,
         ifindex=device.ifindex,
         queues=device.max_queues,
-        attach=config.interfaces[name].attach,
+        attach=_attach(config, name, path),
         fallback=path.fallback,
         path=path_name,
         kind=path.kind,
@@ -240,6 +240,17 @@ def _interface(config: Config, devices: Mapping[str, NetDevice], name: str, path
         express=path.express,
         shares=len(_selected(config.interfaces[name], device)) if limited else 1,
     )
+
+
+def _attach(config: Config, name: str, path: PathConfig) -> Literal["auto", "native", "generic"]:
+    """Zero-copy takes the program in the driver: a path that insists on it has no second choice."""
+    wanted = config.interfaces[name].attach
+    return "native" if wanted == "auto" and _strict(config, path) else wanted
+
+
+def _strict(config: Config, path: PathConfig) -> str | None:
+    """The first interface of a path that insists on zero-copy, if any does."""
+    return next((each for each in path.interfaces if config.interfaces[each].mode == "zerocopy"), None)
 
 
 def _worker(
@@ -334,9 +345,22 @@ def _path_problems(
         else:
             gone = "no such interface in this network namespace; `ip -br link` lists them"
             yield config.problem(("interfaces", member), gone)
+    yield from _generic_problems(config, path)
     if all(member in devices for member in path.interfaces):
         yield from _width_problems(config, name, path, devices)
     yield from _mtu_problems(config, [devices[member] for member in path.interfaces if member in devices])
+
+
+def _generic_problems(config: Config, path: PathConfig) -> Iterator[Problem]:
+    """Zero-copy with a generic program: some drivers grant it, and then neither receive nor send."""
+    strict = _strict(config, path)
+    for name in path.interfaces:
+        if strict and config.interfaces[name].attach == "generic":
+            yield config.problem(
+                ("interfaces", name, "attach"),
+                f"{strict} insists on zero-copy, for which the program has to be in the driver; set "
+                f"interfaces.{name}.attach: native, or interfaces.{strict}.mode: auto",
+            )
 
 
 def _hook_problem(config: Config, device: NetDevice) -> Problem | None:

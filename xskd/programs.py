@@ -235,6 +235,11 @@ class Programs:
                 raise XdpError("XSKMAP", interface=port.interface, detail="it has no XDP program of ours now")
             self.by_name[port.interface].insert(port.queue, made, replace=replace)
 
+    def any_generic(self, slot: Slot) -> bool:
+        """Does an interface of this path have its program in generic mode? Then zero-copy is out of reach."""
+        programs = (self.by_name.get(port.interface) for port in slot.plan.ports)
+        return any(program.attach_mode == "generic" for program in programs if program)
+
     def restore(self, slot: Slot) -> list[str]:
         """Put a worker's sockets back where they are not any more; interfaces where another's was instead.
 

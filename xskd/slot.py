@@ -59,6 +59,7 @@ class Slot:
         self.state: WorkerState = "starting"
         self.adopting = False  # the process is to go on with sockets that are in use
         self.copy = False  # one interface of the path has no zero-copy: copy mode for all of them
+        self.generic = False  # one has its program in generic mode: drivers grant zero-copy, and do nothing
         self.modes: list[str | None] = [None] * len(plan.ports)
         self.restarts: Counter[str] = Counter()
         self.adoptions: Counter[str] = Counter()
@@ -175,7 +176,7 @@ class Slot:
     def effective_plan(self) -> WorkerPlan:
         """The plan as a process gets it."""
         ports = tuple(replace(port, mode="copy") for port in self.plan.ports)
-        return replace(self.plan, ports=ports) if self.copy else self.plan
+        return replace(self.plan, ports=ports) if self.copy or self.generic else self.plan
 
     # ---- from one supervisor to the next --------------------------------------------------------
 

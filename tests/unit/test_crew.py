@@ -109,6 +109,16 @@ def test_the_log_says_what_was_bound_and_what_was_refused(
     ]
 
 
+def test_a_path_with_a_generic_program_does_not_ask_for_zero_copy(two: Scene) -> None:
+    """A driver that grants it all the same neither receives nor sends then."""
+    assert [port.mode for port in two.process().plan.ports] == ["auto", "auto"]
+    FakeProgram.on["eth2"].attach_mode = "generic"
+    two.dies()
+    assert [port.mode for port in two.slot().effective_plan().ports] == ["copy", "copy"]
+    assert [port.mode for port in two.process().plan.ports] == ["copy", "copy"]
+    assert [port.mode_wanted for port in two.slot().status().ports] == ["auto", "auto"]
+
+
 def test_memory_or_sockets_not_to_be_had_are_a_death_of_their_own_cause(two: Scene) -> None:
     FakeProcess.refuse = refused()
     two.dies(0, "exit 1")

@@ -272,6 +272,15 @@ def test_zero_copy_that_cannot_take_as_many_frames(segments: int, mtu: int) -> N
     assert f"of at most {7658 if segments == 2 else 3818} with" in said and "mode: auto" in said
 
 
+def test_a_path_that_insists_on_zero_copy_wants_its_programs_in_the_drivers() -> None:
+    devices = device("eth1"), device("eth2")
+    assert [each.attach for each in plan(connect("{mode: zerocopy}"), *devices).interfaces] == ["native"] * 2
+    assert refusal(connect("{mode: zerocopy}", "{attach: generic}"), *devices) == [
+        "x.yaml:3: interfaces.eth2.attach: eth1 insists on zero-copy, for which the program has to be in the "
+        "driver; set interfaces.eth2.attach: native, or interfaces.eth1.mode: auto"
+    ]
+
+
 @pytest.mark.parametrize(
     ("segments", "mode"), [(0, "auto"), (1, "auto"), (2, "copy"), (3, "auto"), (18, "auto")]
 )
