@@ -35,6 +35,11 @@ HEALTHY = 10.0  # seconds of forwarding after which the next death is a first on
 Room = tuple[int, int, bool]  # how much packet memory there is: frames, their size in bytes, huge pages
 
 
+def _wanted(plan: WorkerPlan) -> list[tuple[str, str]]:
+    """Of which interfaces which mode is wanted: what was learnt of others says nothing of these."""
+    return [(port.interface, port.mode) for port in plan.ports]
+
+
 def _room(plan: WorkerPlan) -> Room:
     return plan.frames, plan.frame_size, plan.huge_pages
 
@@ -166,6 +171,8 @@ class Slot:
             self._ended = [Statistics()] * len(plan.ports)
             self._last = [Statistics()] * len(plan.ports)
             self.modes = [None] * len(plan.ports)
+        if _wanted(plan) != _wanted(self.plan):
+            self.copy = False
         self.plan = plan
 
     def enter(self, state: WorkerState) -> None:

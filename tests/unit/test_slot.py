@@ -232,6 +232,10 @@ def test_a_place_that_has_learnt_to_copy_copies_with_every_port(place: Slot) -> 
     place.copy = True
     assert [port.mode for port in place.effective_plan().ports] == ["copy", "copy"]
     assert [port.mode_wanted for port in place.status().ports] == ["auto", "auto"]
+    place.replan(replace(PLAN, poll="busy"))
+    assert place.copy
+    place.replan(replace(PLAN, ports=(PLAN.ports[0], replace(PLAN.ports[1], interface="eth3"))))
+    assert not place.copy
 
 
 # ---- heartbeats -----------------------------------------------------------------------------------
