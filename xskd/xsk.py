@@ -278,14 +278,14 @@ class Socket:
         lib.xskd_complete(self.port)
         sent = int(lib.xskd_transmit(self.port, batch._descs + batch._start, len(batch)))
         batch._start += sent
-        self._check(lib.xskd_wakeup_tx(self.port))
+        self._wake_tx()
         return sent
 
     def complete(self) -> int:
         """Take sent frames back and go on sending what waits. Returns how many frames came back."""
         self._require_open()
         done = int(lib.xskd_complete(self.port))
-        self._check(lib.xskd_wakeup_tx(self.port))
+        self._wake_tx()
         return done
 
     def wait(self, timeout: float) -> bool:
@@ -466,6 +466,14 @@ class Socket:
             time.sleep(pause)
             pause = min(pause * 2, 0.2)
 
+    def _wake_tx(self) -> None:
+        self._check(lib.xskd_wakeup_tx(self.port))
+        if self.busy_polling and self.zero_copy:
+            # Preferring to poll, sendto() wakes no driver: it polls RX's interrupt, which may not be TX's.
+            poller = select.poll()
+            poller.register(self._socket, select.POLLOUT)
+            poller.poll(0)
+
     def _refill(self) -> None:
         self._require_open()
         lib.xskd_complete(self.port)
@@ -547,8 +555,9 @@ def _ifindex(interface: str) -> int:
 def _bind_advice(error: int, queue: int, flags: int = 0, *, shared: bool = False) -> tuple[str, str | None]:
     """What an errno of bind means for the person who configured it, and the key to change."""
     too_long = "zero-copy cannot take the MTU with this frame size"
+    unable = "virtio_net lacks VIRTIO_F_ACCESS_PLATFORM"
     invalid = f"queue {queue} does not exist, or "
-    invalid += "another socket of this UMEM has it" if shared else too_long
+    invalid += "another socket of this UMEM has it" if shared else f"{too_long}, or {unable}"
     if flags & lib.XDP_USE_SG:
         invalid += ", or the kernel is too old for XDP_USE_SG (Linux 6.6)"
     return {
