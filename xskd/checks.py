@@ -127,7 +127,7 @@ def multi_buffer(interface: Interface) -> Answer | None:
         segments = max(interface.features.zerocopy_segments, 1)
         seen += f"; with zero-copy up to {counted(segments, 'frame')} a packet"
     if interface.zerocopy and interface.frame_size == 2048:
-        why = "a zero-copy driver may cut packets over 1,024 bytes in two (igb does), which xskd drops"
+        why = "a zero-copy driver may make two packets of one over 1,024 bytes (igb does), in silence"
         return warn(f"{seen}; umem.frame_size is 2048", why, "set umem.frame_size: 4096")
     return ok(seen)
 
