@@ -4,6 +4,7 @@
 
     hosts: gv0 eth0 <-> v0 :dut: v1 <-> eth0 gv1     virtio_net
            gi0 eth0 <-> i0 :dut: i1 <-> eth0 gi1     igb
+           gp0 eth0 <-> p0 :dut                      virtio_net without the feature that zero-copy takes
 
 The dut is the machine itself, for these interfaces cannot be made and removed as a test likes; so a test
 leaves them as it found them, and the fixtures see to it. Everything else is as in a Wire, and the helpers
@@ -39,12 +40,14 @@ from xskd.errors import XskdError, XskError
 from xskd.xdp import Program
 from xskd.xsk import Rings, Socket
 
-NICS = ("v0", "v1", "i0", "i1")
+NICS = ("v0", "v1", "i0", "i1", "p0")
 DUT = "dut"  # a name for the machine's own namespace
 PATIENCE = 60.0  # seconds: emulation on a loaded machine
 QUEUES = 2  # as many as the machine has CPUs
 FLOWS = 48  # enough that every queue gets some of them
 RINGS = Rings(fill=2048, rx=512, tx=512, completion=512)  # FILL: the NICs' own rings have up to 1,024
+IGB_MTU = 3046  # the largest with a native program: 3,072 bytes of a page, less headers with two VLAN tags
+IGB_RING = 256  # entries of the NIC's own
 DRIVERS = {"v": "virtio_net", "i": "igb"}
 
 daemon.READY_SECONDS = 300.0

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from nics import DRIVERS, QUEUES, MakeNics, NicWire
+from frames import udp
+from nics import DRIVERS, IGB_MTU, QUEUES, RINGS, MakeNics, NicWire
+from test_zc_rings import arrived
 
 from lab.figures import figure
+from xskd.errors import XdpError
+from xskd.features import read_features
 
 pytest_plugins = "nics"
 
@@ -20,13 +25,18 @@ REBIND_MS = 5000  # how long bind() is tried again after EBUSY
 
 @contextmanager
 def mtu(net: NicWire, dev: str, size: int) -> Iterator[None]:
-    net.link(net.dut, dev, "mtu", str(size))
+    """Give an interface and its other end another MTU."""
     try:
-        assert net.eventually(lambda: net.carrier(dev))
+        set_mtu(net, dev, size)
         yield
     finally:
-        net.link(net.dut, dev, "mtu", "1500")
-        assert net.eventually(lambda: net.carrier(dev))
+        set_mtu(net, dev, 1500)
+
+
+def set_mtu(net: NicWire, dev: str, size: int) -> None:
+    net.link(f"g{dev}", "eth0", "mtu", str(size))
+    net.link(net.dut, dev, "mtu", str(size))
+    assert net.has_carrier(dev)
 
 
 @BOTH
@@ -82,10 +92,38 @@ def test_an_mtu_that_zero_copy_cannot_take_is_refused_and_auto_copies(ready: Mak
         assert (made.mode, made.zero_copy_refused) == ("copy", errno.EINVAL)
 
 
-def test_igb_takes_no_larger_mtu_under_a_program(ready: MakeNics) -> None:
-    net = ready("i0")
-    refused = net.run(net.dut, "ip", "link", "set", "i0", "mtu", "4000", check=False)
-    assert "Invalid argument" in refused.stderr
+def test_virtio_without_its_feature_announces_zero_copy_and_refuses_it(ready: MakeNics) -> None:
+    net = ready("p0")
+    index = socket.if_nametoindex("p0")
+    announced = read_features([index])[index]
+    assert announced is not None
+    assert "xsk-zerocopy" in announced.xdp
+    assert net.refusal("p0").errno == errno.EINVAL
+    made = net.open("p0", mode="auto")
+    assert (made.mode, made.zero_copy_refused) == ("copy", errno.EINVAL)
+
+
+def test_the_largest_mtu_that_igb_takes_a_program_with(nics: MakeNics) -> None:
+    """Zero-copy it grants with any MTU, even where no program can be that it would need."""
+    net = nics("i0")
+    program = net.load()
+    with mtu(net, "i0", IGB_MTU + 1):
+        with pytest.raises(XdpError) as refused:
+            program.attach("i0", "native")
+        assert refused.value.errno == errno.EINVAL
+        granted = net.open("i0")
+        assert granted.zero_copy
+        granted.close()
+    with mtu(net, "i0", IGB_MTU):
+        program.attach("i0", "native")
+        assert net.has_carrier("i0")
+        net.programs["i0"] = program
+        member = net.receiver("i0", rings=RINGS)
+        sent = [udp(9, number, size=IGB_MTU + 14) for number in range(16)]
+        net.taps[0].send(sent)
+        assert arrived(member, len(sent), 20) == sent
+        larger = net.run(net.dut, "ip", "link", "set", "i0", "mtu", str(IGB_MTU + 1), check=False)
+        assert "Invalid argument" in larger.stderr
 
 
 @BOTH

@@ -11,39 +11,50 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from daemon import Daemon, Stream, total
+from daemon import Daemon, Stream, paths, total
 from keeper import Keeper
-from nics import DRIVERS, NicWire, Sender
+from nics import DRIVERS, IGB_MTU, QUEUES, NicWire, Sender
 from test_daemon_adoption import lost_in_rings
 
 from lab.figures import figure
+from xskd.control import Refused
 from xskd.xsk import BURST
 
 pytest_plugins = "nics"
 pytestmark = pytest.mark.timeout(600)  # the first of them starts the daemon
 
 DEVS = ("v0", "v1", "i0", "i1")
+ONE_QUEUE = ("v0", "v1", "p0")  # to which all packets come; igb sends those that are not IP to its first
 RING_SIZES = "rings: {fill: 2048, rx: 512, tx: 512, completion: 512}"
+INTERFACE = f"queues: [0], {RING_SIZES}"
+WIRE, LAN = "wire: {connect: [v0, v1]}", "lan: {connect: [i0, i1]}"
 STARVED = "rings: {fill: 256, rx: 2048, tx: 256, completion: 256}"  # against the doctor's advice
 FRAMES = 1024  # of a worker with these, the fewest: all of them are in FILL and the NICs' own rings
 STARVED_SECONDS = 5.0
-ODD = 20  # packets a burst, so that FILL ends within a portion that igb takes, and not behind one
+AT_ONCE = 48  # packets that igb takes from FILL together, so that FILL ends amid them
+TRIES = 8
 STARVED_MS = 60000  # until a ring that ran dry is whole again, or there is another
 RECOVERY_MS = 15000  # emulated, on a loaded machine
 EACH = pytest.mark.parametrize(("dev", "worker"), [("v0", "wire/0"), ("i0", "lan/0")])
 
 
-def config(wire: str = "", interface: str = "", rings: str = RING_SIZES, rest: str = "") -> str:
-    """Make the configuration of all tests; `wire`: more keys of that path, `interface`: of v0 and v1."""
+def config(
+    wire: str = "", lan: str = "", interface: str = "", rings: str = RING_SIZES, rest: str = ""
+) -> str:
+    """Make the configuration of all tests.
+
+    `wire`, `lan`: more keys of these paths; `interface`: of v0 and v1.
+    """
     devices = ", ".join(
         f"{dev}: {{queues: [0], {rings}{interface if dev[0] == 'v' else ''}}}" for dev in DEVS
     )
-    joined = f"wire: {{connect: [v0, v1]{wire}}}, lan: {{connect: [i0, i1]}}"
+    joined = f"wire: {{connect: [v0, v1]{wire}}}, lan: {{connect: [i0, i1]{lan}}}"
     return f"interfaces: {{{devices}}}\npaths: {{{joined}}}\n{rest}\n"
 
 
@@ -51,6 +62,15 @@ class Live(Daemon):
     """The daemon of these tests, and the NICs that it has."""
 
     net: NicWire
+
+    def reload(self, text: str | None = None) -> list[str]:
+        """Have it read this configuration; in emulation its workers may take longer than it waits."""
+        try:
+            return super().reload(text)
+        except Refused as error:
+            if "applied, but not all of it works" not in str(error):
+                raise
+            return []
 
     def passes(self, devs: str = "vi", size: int = 64, count: int = 32) -> bool:
         """Do packets come through, both ways, byte by byte?"""
@@ -124,9 +144,9 @@ class Service:
     live: Live
 
     def __init__(self, directory: Path) -> None:
-        self.net = NicWire(*DEVS)
+        self.net = NicWire(*DEVS, "p0")
         self.net.__enter__()
-        for dev in ("v0", "v1"):  # one queue, to which all packets come
+        for dev in ONE_QUEUE:
             self.net.ethtool("-L", dev, "combined", "1")
         self.directory = directory
         self.keeper = Keeper(directory / "keeper")
@@ -144,7 +164,13 @@ class Service:
             self.live.process.kill()
             self.live.ended()
         self.keeper.close()
+        for dev in ONE_QUEUE:  # refused until the program has gone
+            assert self.net.eventually(lambda dev=dev: self._has_all_queues(dev))
         self.net.close()
+
+    def _has_all_queues(self, dev: str) -> bool:
+        self.net.ethtool("-L", dev, "combined", str(QUEUES), check=False)
+        return self.net.channels(dev) == QUEUES
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +188,7 @@ def live(service: Service, detached: None) -> Iterator[Live]:
     """The daemon, well; and seen to be as it was when the test has ended."""
     yield service.live
     well = "2 paths, 2 queues forwarding, zerocopy mode"
-    assert service.net.eventually(lambda: service.live.status()["text"] == well), service.live.log
+    assert service.net.eventually(lambda: service.live.status()["text"] == well, 180), service.live.log
     assert service.live.conserved()
 
 
@@ -284,31 +310,58 @@ def test_a_restart_costs_no_packet_and_no_carrier(live: Live, service: Service, 
 
 
 @EACH
-def test_a_path_whose_nic_was_starved_for_seconds_recovers(
-    live: Live, dev: str, worker: str, times: Callable[[int, int], int]
-) -> None:
+def test_a_path_whose_nic_was_starved_for_seconds_recovers(live: Live, dev: str, worker: str) -> None:
     """With rings that let it, FILL and the NIC's own ring run dry before RX is full, and stay so.
 
-    The whole daemon stands still meanwhile: a worker that does so alone is found to hang. igb's driver may
-    repeat descriptors then (docs/compatibility-drivers.md), which ends the worker; another has new rings.
-    That depends on where in the driver's ring FILL ends, so the long form tries many places.
+    The whole daemon stands still meanwhile: a worker that does so alone is found to hang.
     """
-    live.reload(config(rings=STARVED, rest=f"umem: {{frames: {FRAMES}}}"))
-    before, longest = counts(live, dev, worker), 0.0
-    for number in range(times(1, 16)):
-        starve(live, dev, worker, STARVED_SECONDS if number == 0 else 0.5)
-        began = time.monotonic()
-        live.recovers(dev, (2 * number + 3) << 20)
-        longest = max(longest, time.monotonic() - began)
-        print(f"{dev}: before {before}, now {counts(live, dev, worker)}")
-        assert total(live.metrics(), "xskd_frames_unaccounted") == 0
+    starvable(live, worker)
+    starve(live, dev, worker, STARVED_SECONDS)
+    began = time.monotonic()
+    live.recovers(dev, 3 << 20)
+    took = time.monotonic() - began
+    assert total(live.metrics(), "xskd_frames_unaccounted") == 0
     figure(
         f"{DRIVERS[dev[0]]}: starved for {STARVED_SECONDS:g} s, until all packets pass (emulated)",
-        round(longest * 1000),
+        round(took * 1000),
         "ms",
         STARVED_MS,
     )
     live.reload(config())
+
+
+def test_what_a_starved_igb_shows_again_is_contained(live: Live) -> None:
+    """Its driver's fault (test_zc_rings.py) under a daemon: dropped, until the worker ends; the next is well.
+
+    FILL has to end near the end of the NIC's ring. With new sockets it does: a few packets, and FILL is full
+    behind a full ring; that makes one entry less than twice around.
+    """
+    for attempt in range(TRIES):
+        starvable(live, "lan/0")
+        few = live.net.frames(28 + attempt, first=1 << 23)
+        assert live.net.through(few, 2, 3) == few
+        before = counts(live, "i0", "lan/0")
+        with closing(Sender(live.net.hosts[3])) as seen:
+            sent = starve(live, "i0", "lan/0", 0.5)
+            live.recovers("i0", (2 * attempt + 3) << 20)
+            arrived = seen.waiting()
+        after = counts(live, "i0", "lan/0")
+        got = Counter(packet for packet in arrived if packet in sent)
+        print(f"before {before}, after {after}; {len(sent)} sent, {len(got)} arrived, {got.total()} in all")
+        assert total(live.metrics(), "xskd_frames_unaccounted") == 0
+        if after["invalid"] > before["invalid"]:
+            break
+    assert after["invalid"] > before["invalid"], f"not seen in {TRIES} starvations"
+    assert after["restarts"] > before["restarts"]
+    assert "entries of rx and completion name no frame that the kernel has" in live.log
+    live.reload(config())
+
+
+def starvable(live: Live, worker: str) -> None:
+    """Give every path new sockets, with rings that let it starve."""
+    live.reload(config())
+    live.reload(config(rings=STARVED, rest=f"umem: {{frames: {FRAMES}}}"))
+    assert live.net.eventually(lambda: live.forwards(worker)), live.log
 
 
 def counts(live: Live, dev: str, worker: str) -> dict[str, float]:
@@ -322,39 +375,43 @@ def counts(live: Live, dev: str, worker: str) -> dict[str, float]:
     }
 
 
-def starve(live: Live, dev: str, worker: str, seconds: float) -> None:
-    """Stop supervisor and worker for so long at least, and send more than there are frames."""
+def starve(live: Live, dev: str, worker: str, seconds: float) -> set[bytes]:
+    """Stop supervisor and worker for so long at least, and send more than there are frames; what was sent."""
     stopped = (live.pid, live.workers()[worker])
     tap = live.net.taps[0 if dev[0] == "v" else 2]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
-        began, sent = time.monotonic(), 0
-        while time.monotonic() - began < seconds or sent < FRAMES:
-            tap.send(live.net.frames(ODD, first=(2 << 20) + sent))
-            sent += ODD
+        began, sent = time.monotonic(), list[bytes]()
+        while time.monotonic() - began < seconds or len(sent) < FRAMES:
+            packets = live.net.frames(AT_ONCE, first=(2 << 20) + len(sent))
+            tap.send(packets)
+            sent += packets
             time.sleep(0.02)
     finally:
         for pid in reversed(stopped):
             os.kill(pid, signal.SIGCONT)
+    return set(sent)
 
 
 def test_no_express_lane_leads_into_a_zero_copy_queue(live: Live) -> None:
     """Redirected frames that a virtio_net in zero-copy mode gets are lost, all of them, in silence."""
-    live.reload(config(wire=", express: auto"))
-    assert "v0: express lane closed: a queue of the path is in zero-copy mode" in live.log
-    assert total(live.metrics(), "xskd_express_lane", interface="v0", state="zerocopy") == 1
-    assert total(live.metrics(), "xskd_express_lane", interface="v1", state="zerocopy") == 1
-    assert live.passes("v")
-    assert total(live.metrics(), "xskd_xdp_verdicts", interface="v0", verdict="expressed") == 0
+    live.reload(config(wire=", express: auto", lan=", express: auto"))
+    metrics = live.metrics()
+    for dev in DEVS:
+        assert f"{dev}: express lane closed: a queue of the path is in zero-copy mode" in live.log
+        assert total(metrics, "xskd_express_lane", interface=dev, state="zerocopy") == 1
+    assert live.passes()
+    assert total(live.metrics(), "xskd_xdp_verdicts", verdict="expressed") == 0
     live.reload(config())
 
 
 @contextmanager
-def jumbo(live: Live) -> Iterator[None]:
-    ends = [(live.net.dut, dev) for dev in ("v0", "v1")] + [(host, "eth0") for host in live.net.hosts[:2]]
+def mtu(live: Live, size: int, *devs: str) -> Iterator[None]:
+    """Give interfaces, and their other ends, another MTU."""
+    ends = [(live.net.dut, dev) for dev in devs] + [(f"g{dev}", "eth0") for dev in devs]
     for ns, dev in ends:
-        live.net.link(ns, dev, "mtu", "4000")
+        live.net.link(ns, dev, "mtu", str(size))
     try:
         yield
     finally:
@@ -362,14 +419,67 @@ def jumbo(live: Live) -> Iterator[None]:
             live.net.link(ns, dev, "mtu", "1500")
 
 
-def test_where_the_driver_refuses_zero_copy_the_path_copies_and_says_so(live: Live) -> None:
-    """Packets of several frames: neither driver has them in zero-copy mode."""
+def modes(live: Live, worker: str) -> set[str]:
+    return {port["mode"] for port in live.worker(worker)["ports"]}
 
-    def mode(name: str) -> bool:
-        return [port["mode"] for port in live.worker("wire/0")["ports"]] == [name] * 2
 
-    with jumbo(live):
-        assert live.net.eventually(lambda: mode("copy"), 60), live.log
+def test_a_driver_that_announces_zero_copy_and_refuses_it_is_copied_with(live: Live) -> None:
+    """virtio_net without VIRTIO_F_ACCESS_PLATFORM, beside paths that have zero-copy."""
+    pids = live.workers()
+    live.reload(paths(f"{WIRE}, {LAN}, plain: {{reflect: p0}}", *DEVS, "p0", interface=INTERFACE))
+    assert live.net.eventually(lambda: live.forwards("plain/0"), 180), live.log
+    assert "plain/0: p0 queue 0 bound, copy mode (zero-copy refused: EINVAL (Invalid argument))" in live.log
+    metrics = live.metrics()
+    assert total(metrics, "xskd_socket_mode", interface="p0", mode="copy") == 1
+    assert total(metrics, "xskd_socket_mode_wanted", interface="p0", mode="auto") == 1
+    assert total(metrics, "xskd_interface_zerocopy_able", interface="p0") == 1  # says the driver
+    assert total(metrics, "xskd_socket_mode", mode="zerocopy") == 4
+    sent = live.net.frames(64, 1514)
+    live.net.taps[4].send(sent)
+    back = [live.net.swapped(packet) for packet in sent]
+    assert sorted(live.net.take(64, set(back), 4)) == sorted(back)
+    live.reload(config())
+    assert live.workers() == pids
+
+
+def test_a_path_of_which_one_interface_has_no_zero_copy_copies(live: Live) -> None:
+    live.reload(paths(f"wire: {{connect: [v0, p0]}}, {LAN}", "v0", "p0", "i0", "i1", interface=INTERFACE))
+    assert live.net.eventually(lambda: live.forwards("wire/0"), 180), live.log
+    assert "wire/0: not every interface has zero-copy; copy mode for all" in live.log
+    assert modes(live, "wire/0") == {"copy"}
+    sent = live.net.frames(32, 1514)
+    for by, to in ((0, 4), (4, 0)):
+        assert sorted(live.net.through(sent, by, to)) == sorted(sent)
+    live.reload(config())
+
+
+def test_where_igb_refuses_a_native_program_its_path_copies(live: Live) -> None:
+    """It would grant zero-copy all the same, and then neither receive nor send."""
+    live.reload(paths(WIRE, "v0", "v1", interface=INTERFACE))
+    with mtu(live, IGB_MTU + 1, "i0", "i1"):
+        live.reload(config())
+        assert live.net.eventually(lambda: live.forwards("lan/0"), 180), live.log
+        assert "i0: XDP program attached, generic mode (EINVAL (Invalid argument))" in live.log
+        assert modes(live, "lan/0") == {"copy"}
+        assert live.net.eventually(lambda: all(map(live.net.carrier, DEVS)))
+        assert live.passes("i", size=IGB_MTU + 15, count=16)
+
+        with pytest.raises(Refused) as refused:
+            live.reload(paths(f"{WIRE}, {LAN}", *DEVS, interface=f"{INTERFACE}, mode: zerocopy"))
+        print(refused.value)
+        live.reload(paths(WIRE, "v0", "v1", interface=INTERFACE))
+    with mtu(live, IGB_MTU, "i0", "i1"):
+        live.reload(config())
+        assert live.net.eventually(lambda: live.forwards("lan/0"), 180), live.log
+        assert modes(live, "lan/0") == {"zerocopy"}
+        assert live.net.eventually(lambda: all(map(live.net.carrier, DEVS)))
+        assert live.passes("i", size=IGB_MTU + 14, count=16)
+
+
+def test_packets_of_several_frames_are_copied(live: Live) -> None:
+    """Neither driver has them in zero-copy mode."""
+    with mtu(live, 4000, "v0", "v1"):
+        assert live.net.eventually(lambda: modes(live, "wire/0") == {"copy"}, 180), live.log
         assert "(zero-copy refused: EOPNOTSUPP (Operation not supported))" in live.log
         metrics = live.metrics()
         assert total(metrics, "xskd_socket_mode", interface="v0", mode="copy") == 1
@@ -377,17 +487,17 @@ def test_where_the_driver_refuses_zero_copy_the_path_copies_and_says_so(live: Li
         assert total(metrics, "xskd_interface_zerocopy_able", interface="v0") == 1
         assert total(metrics, "xskd_socket_mode", interface="i0", mode="zerocopy") == 1
         assert live.passes("v", size=3900, count=16)
-    assert live.net.eventually(lambda: mode("zerocopy"), 60), live.log
+    assert live.net.eventually(lambda: modes(live, "wire/0") == {"zerocopy"}, 180), live.log
     assert live.passes("v")
 
 
 def test_a_path_that_insists_on_zero_copy_waits_for_a_smaller_mtu(live: Live) -> None:
     live.reload(config(interface=", mode: zerocopy"))
-    with jumbo(live):
-        assert live.net.eventually(lambda: "wire" in live.status()["waiting"], 60), live.log
+    with mtu(live, 4000, "v0", "v1"):
+        assert live.net.eventually(lambda: "wire" in live.status()["waiting"], 180), live.log
         assert "with zero-copy v0 takes 1 frame a packet" in live.status()["waiting"]["wire"][0]
         assert live.passes("i")
-    assert live.net.eventually(lambda: live.forwards("wire/0"), 60)
+    assert live.net.eventually(lambda: live.forwards("wire/0"), 180)
     live.reload(config())
 
 
@@ -398,7 +508,7 @@ def test_a_device_leaves_its_driver_and_comes_back(live: Live, dev: str, other: 
     driver, mac = (device / "driver").resolve(), Path(f"/sys/class/net/{dev}/address").read_text()
     began = time.monotonic()
     (driver / "unbind").write_text(device.name)
-    assert live.net.eventually(lambda: path in live.status()["waiting"], 60), live.log
+    assert live.net.eventually(lambda: path in live.status()["waiting"], 180), live.log
     figure(
         f"{DRIVERS[dev[0]]}: driver unbound, until its path waits (emulated)",
         round((time.monotonic() - began) * 1000),
@@ -414,7 +524,7 @@ def test_a_device_leaves_its_driver_and_comes_back(live: Live, dev: str, other: 
     )
     if dev[0] == "v":
         live.net.ethtool("-L", dev, "combined", "1", check=False)
-    assert live.net.eventually(lambda: live.forwards(f"{path}/0"), 60), live.log
+    assert live.net.eventually(lambda: live.forwards(f"{path}/0"), 180), live.log
     live.resumes("driver bound again", dev)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from daemon import paths
 from nics import RINGS, MakeNics
 from test_doctor_checks import Doctor
+from test_zc_packets import TAG
 from test_zc_rings import arrived
 
 pytest_plugins = "nics"
 
 SIZES = "queues: [0], rings: {{fill: {}, rx: 512, tx: 512, completion: 512}}"
-TAG = bytes.fromhex("8100 0007")  # VLAN 7
 
 
 def config(fill: int = 2048, size: int = 4096) -> str:
