@@ -147,6 +147,18 @@ class NicWire(Wire):
         """How many queues an interface has now."""
         return sum(1 for _ in Path(f"/sys/class/net/{dev}/queues").glob("rx-*"))
 
+    def seen(self, host: int) -> str:
+        """What both ends of a host's link have counted, for whom packets have failed to come."""
+        dev = self.dut_devs[host]
+        return "".join(
+            self.run(ns, *words, check=False).stdout
+            for ns, *words in (
+                (self.hosts[host], "ip", "-s", "-s", "link", "show", "eth0"),
+                (self.dut, "ip", "-s", "-s", "link", "show", dev),
+                (self.dut, "ethtool", "-S", dev),
+            )
+        )
+
     # ---- packets --------------------------------------------------------------------------------
 
     @staticmethod
@@ -156,6 +168,11 @@ class NicWire(Wire):
             udp(4000 + n % FLOWS, n, source=f"192.0.2.{10 + n % FLOWS}", size=size)
             for n in range(first, first + count)
         ]
+
+    @classmethod
+    def sized(cls, count: int, size: int) -> list[bytes]:
+        """Make packets of any size for the first queue: igb spreads what is IP by a key of its own."""
+        return [packet + bytes(size - len(packet)) for packet in cls.frames(count, 60)]
 
     def through(self, packets: Sequence[bytes], by: int = 0, to: int = 1) -> list[bytes]:
         """Send packets from one host and take them at another, a window at a time; others are left out."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from frames import udp
 from nics import DRIVERS, IGB_MTU, QUEUES, RINGS, MakeNics, NicWire
 from test_zc_rings import arrived
 
@@ -126,7 +125,7 @@ def test_the_largest_mtu_that_igb_takes_a_program_with(nics: MakeNics) -> None:
         assert net.has_carrier("i0")
         net.programs["i0"] = program
         member = net.receiver("i0", rings=RINGS)
-        sent = [udp(9, number, size=IGB_MTU + 14) for number in range(16)]
+        sent = net.sized(16, IGB_MTU + 14)
         net.taps[0].send(sent)
         assert arrived(member, len(sent), 20) == sent
         larger = net.run(net.dut, "ip", "link", "set", "i0", "mtu", str(IGB_MTU + 1), check=False)

@@ -80,7 +80,9 @@ class Live(Daemon):
             sent = self.net.frames(count, size)
             for one, other in ((by, to), (to, by)):
                 self.net.drop_waiting()
-                if sorted(self.net.through(sent, one, other)) != sorted(sent):
+                if sorted(got := self.net.through(sent, one, other)) != sorted(sent):
+                    print(f"{len(got)} of {len(sent)} from {self.net.hosts[one]} to {self.net.hosts[other]}")
+                    print(self.net.seen(one), self.net.seen(other))
                     return False
         return True
 

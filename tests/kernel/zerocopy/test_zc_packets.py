@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 
 import pytest
-from frames import udp
 from nics import RINGS, MakeNics, NicWire
 from test_zc_bind import mtu
 from test_zc_rings import arrived
@@ -29,7 +28,7 @@ def test_frames_of_2048_bytes_are_half_used_by_igb(ready: MakeNics, dev: str) ->
     net = ready(dev)
     member = net.receiver(dev, umem=net.umem(4096, 2048), rings=RINGS)
     for size in (1024, 1025, 1514):
-        sent = [udp(9, number, size=size) for number in range(8)]
+        sent = net.sized(8, size)
         net.taps[0].send(sent)
         cut = dev == "i0" and size > 1024
         expected = [piece for p in sent for piece in ((p[:1024], p[1024:]) if cut else (p,))]
@@ -56,7 +55,7 @@ def test_an_mtu_raised_after_bind_makes_no_larger_buffers(ready: MakeNics) -> No
     assert fits >= largest_mtu(4096) + 14
     with mtu(net, "v0", 9000):
         before = dropped(net, "v0")
-        sent = [udp(9, size, size=size) for size in (60, 1514, fits, fits + 1, 9014, 60)]
+        sent = [net.sized(1, size)[0] for size in (60, 1514, fits, fits + 1, 9014, 60)]
         net.taps[0].send(sent)
         assert arrived(member, 4, 20) == [packet for packet in sent if len(packet) <= fits]
         assert dropped(net, "v0") == before + 2
