@@ -220,7 +220,7 @@ class Slot:
                 undo.callback(os.close, fd)
             page = CounterPage(plan.frames, fd=counters)
             undo.callback(page.close)
-            made.adopting, made.copy = True, bool(record["copy"])
+            made.adopting, made.copy, made.generic = True, bool(record["copy"]), False
             made.modes = list(record["modes"])
             made.restarts, made.adoptions = Counter(record["restarts"]), Counter(record["adoptions"])
             made.conflicts = int(record.get("conflicts", 0))  # none from an earlier version
