@@ -350,7 +350,7 @@ def test_a_queue_with_a_socket_is_not_taken_away(wire: MakeWire) -> None:
     net = wire(links=1, queues=2)
     net.open(queue=1, rings=SMALL)
     done = net.run(net.dut, "ethtool", "-L", "eth1", "rx", "2", "tx", "1", check=False)
-    assert done.returncode != 0 and "AF_XDP sockets" in done.stderr
+    assert done.returncode != 0 and "AF_XDP" in done.stderr
 
 
 def test_a_packet_never_reaches_the_socket_of_another_queue(wire: MakeWire) -> None:

@@ -11,7 +11,7 @@ leaves them as it found them, and the fixtures see to it. Everything else is as 
 of the kernel tests work on it: a Tap at each host, Daemon, Routers.
 
 Attaching a program resets the link of an igb, which takes seconds, so tests of the library share programs
-that stay attached (`ready`), and those of the daemon one that runs (`live` in test_zc_daemon.py). Emulation
+that stay attached (`ready`), and those of the daemon one that runs (`live` in live.py). Emulation
 is slow, so patience is longer here; what is measured is the emulator's.
 
 This module must never be loaded anywhere but in such a machine: it takes the interfaces that it names.
