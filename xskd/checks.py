@@ -99,7 +99,7 @@ def native_xdp(interface: Interface) -> Answer:
 
 
 def zero_copy(interface: Interface) -> Answer:
-    """WARN if the driver has none, or virtio will refuse it; FAIL if `mode: zerocopy` wants it."""
+    """WARN if the driver has none, or virtio has trouble; FAIL if `mode: zerocopy` will be refused."""
     mode, features = interface.wanted.mode, interface.features
     if mode == "copy":
         return ok("mode: copy")
@@ -107,15 +107,23 @@ def zero_copy(interface: Interface) -> Answer:
         return ok("the kernel does not tell (before 6.3)")
     bad = fail if mode == "zerocopy" else warn
     if "xsk-zerocopy" in features.xdp:
-        if interface.access_platform is not False:
-            return ok("the driver announces it")
-        why = "virtio_net announces zero-copy and refuses it without VIRTIO_F_ACCESS_PLATFORM"
-        return bad("announced, but will be refused", why, "start the virtual machine with iommu_platform=on")
+        return _announced(interface, bad)
     seen = "the driver has no zero-copy"
     if mode == "auto" and interface.there.driver == "veth":
         return ok(f"{seen}: copy mode")
     why = "without it each packet is copied and each burst costs a system call"
     return bad(seen, why, f"set {key(interface)}.mode: copy")
+
+
+def _announced(interface: Interface, bad: Callable[..., Answer]) -> Answer:
+    """virtio_net announces more than it keeps."""
+    if interface.access_platform is False:
+        why = "virtio_net announces zero-copy and refuses it without VIRTIO_F_ACCESS_PLATFORM"
+        return bad("announced, but will be refused", why, "start the virtual machine with iommu_platform=on")
+    if interface.access_platform and interface.module:
+        why = "a virtio_net that is a module may lose all that is sent, once memory gets short, in silence"
+        return warn("the driver announces it", why, f"set {key(interface)}.mode: copy")
+    return ok("the driver announces it")
 
 
 def multi_buffer(interface: Interface) -> Answer | None:

@@ -48,6 +48,7 @@ GRXFHINDIR = 0x38  # ETHTOOL_GRXFHINDIR in linux/ethtool.h
 RX_INTERRUPT = re.compile(r"(?!.*(?:output|[-_]tx[-_])).*(?:rx|input|comp|[-.]\d+$)", re.IGNORECASE)
 JIT = Path("/proc/sys/net/core/bpf_jit_enable")  # for root, and in the machine's own namespace only
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+MODULES = Path("/sys/module")  # those that were loaded have a state
 
 
 def examine(wanted: Config | None) -> Facts:
@@ -185,6 +186,7 @@ def _looked_at(interface: Interface, route: Any, ethtool: Any) -> Interface:
         interrupts=_interrupts(bus),
         master=_name(route, link.get("master")),
         access_platform=_access_platform(bus) if device.driver == "virtio_net" else None,
+        module=(MODULES / device.driver / "initstate").exists(),
         routing=_told(lambda: examine_routing.read_routing(route, device.ifindex, device.name), None)
         if interface.kind == "route"
         else None,

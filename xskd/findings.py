@@ -81,7 +81,8 @@ class Interface:
     of the RSS indirection table, empty where there is none. `hardware_rx` is the size of the NIC's own RX
     ring, 0 if it does not tell. `master` is the bridge or bond that it belongs to. `worker_cpus` are the CPUs
     of its workers (None: any), `cpu_nodes` their NUMA nodes. `access_platform` tells whether virtio
-    negotiated VIRTIO_F_ACCESS_PLATFORM; None for other drivers. `ours`: an xskd that answers has it.
+    negotiated VIRTIO_F_ACCESS_PLATFORM; None for other drivers. `module`: the driver is one, and no part of
+    the kernel's image. `ours`: an xskd that answers has it.
     `routing` is looked up for route paths only. `express`: packets may leave by it past user space.
     """
 
@@ -101,6 +102,7 @@ class Interface:
     worker_cpus: frozenset[int | None] = frozenset()
     cpu_nodes: Mapping[int, int] = field(default_factory=dict)
     access_platform: bool | None = None
+    module: bool = False
     ours: bool = False
     routing: Routing | None = None
     express: bool = False

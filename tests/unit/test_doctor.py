@@ -128,6 +128,7 @@ INTERFACES: list[tuple[str, Interface, str, str]] = [
     ("zero-copy", nic(access_platform=False), "WARN", "iommu_platform=on"),
     ("zero-copy", nic(access_platform=False, mode="zerocopy"), "FAIL", "iommu_platform=on"),
     ("zero-copy", nic(access_platform=True), "OK", "announces"),
+    ("zero-copy", nic(access_platform=True, module=True), "WARN", "mode: copy"),
     ("zero-copy", pair(), "OK", "copy mode"),
     ("multi-buffer", nic(frame_size=2048), "WARN", "umem.frame_size: 4096"),
     ("multi-buffer", nic(frame_size=2048, mode="copy"), "OK", "has it"),

@@ -26,8 +26,8 @@ def config(fill: int = 2048, size: int = 4096) -> str:
 def test_the_traps_of_zero_copy_drivers_are_seen(nics: MakeNics, tmp_path: Path) -> None:
     net = nics("v0", "i0")
     found, _, _ = Doctor(net, tmp_path, config(fill=512, size=2048)).ask()
-    for dev in ("v0", "i0"):
-        assert found[dev, "zero-copy"]["verdict"] == "OK"
+    for dev, verdict in (("v0", "WARN"), ("i0", "OK")):  # virtio_net is a module here
+        assert found[dev, "zero-copy"]["verdict"] == verdict
         assert found[dev, "multi-buffer"]["verdict"] == "WARN"  # igb cuts packets in frames of 2,048 bytes
     assert found["v0", "fill ring"]["verdict"] == "WARN"
     assert found["v0", "fill ring"]["mend"] == "set interfaces.v0.rings.fill: 2048"
