@@ -62,6 +62,23 @@ def takes_several_frames() -> bool:
 
 
 @cache
+def refuses_whole_packets() -> bool:
+    """Refuse all of a packet of several descriptors if one is invalid (6.18; 6.12 sends what is behind it)."""
+    if not takes_several_frames():
+        return False
+    with _unbound() as xsk:
+        xsk.bind("copy")
+        tx = xsk.port.rings[lib.XSKD_TX]
+        entries = ffi.cast("struct xdp_desc *", tx.entries)
+        entries[0].addr, entries[0].len, entries[0].options = xsk.umem.size, 60, lib.XDP_PKT_CONTD
+        entries[1].addr, entries[1].len, entries[1].options = 0, 60, 0
+        tx.own = 2
+        tx.producer[0] = tx.own
+        lib.xskd_wakeup_tx(xsk.port)
+        return xsk.statistics().tx_invalid_descs == 2
+
+
+@cache
 def has_tx_budget() -> bool:
     """Send more than 32 frames a call in copy mode, XDP_MAX_TX_SKB_BUDGET (6.18)."""
     with _unbound() as xsk:
@@ -83,6 +100,7 @@ def tells_features() -> bool:
 QUESTIONS: dict[str, Callable[[], bool]] = {
     "maps_bound_sockets": maps_bound_sockets,
     "takes_several_frames": takes_several_frames,
+    "refuses_whole_packets": refuses_whole_packets,
     "has_tx_budget": has_tx_budget,
     "tells_features": tells_features,
 }
@@ -96,6 +114,12 @@ def words(ask: Callable[[], bool]) -> str:
 
 def answered() -> Iterator[str]:
     """Say what has been asked so far, a line each; nothing is asked for it."""
-    for ask in (maps_bound_sockets, takes_several_frames, has_tx_budget, tells_features):
+    for ask in (
+        maps_bound_sockets,
+        takes_several_frames,
+        refuses_whole_packets,
+        has_tx_budget,
+        tells_features,
+    ):
         if ask.cache_info().currsize:
             yield f"this kernel {'can' if ask() else 'cannot'} {words(ask)}"

@@ -152,7 +152,7 @@ def test_invalid_ones_among_valid_ones_do_not_hold_them_up(ends: Ends) -> None:
 # ---- packets of several --------------------------------------------------------------------------
 
 
-@pytest.mark.needs("takes_several_frames")
+@pytest.mark.needs("refuses_whole_packets")
 def test_a_packet_with_one_invalid_descriptor_is_refused_as_a_whole(ends: Ends) -> None:
     tx, _ = ends.sender(multi_buffer=True), ends.receiver(multi_buffer=True)
     size = tx.umem.size
@@ -166,7 +166,7 @@ def test_a_packet_with_one_invalid_descriptor_is_refused_as_a_whole(ends: Ends) 
     refused(ends, packet)
 
 
-@pytest.mark.needs("takes_several_frames")
+@pytest.mark.needs("refuses_whole_packets")
 def test_as_many_fragments_as_a_packet_may_have_are_valid_and_one_more_is_not(ends: Ends) -> None:
     tx, rx = ends.sender(multi_buffer=True), ends.receiver(multi_buffer=True)
     most = frames(tx, MAX_FRAGMENTS)
