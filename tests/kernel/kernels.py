@@ -63,7 +63,7 @@ def takes_several_frames() -> bool:
 
 @cache
 def refuses_whole_packets() -> bool:
-    """Refuse all of a packet of several descriptors if one is invalid (6.18; 6.12 sends what is behind it)."""
+    """Refuse all of a packet of several descriptors if one is invalid (6.18; 6.12 sends the rest)."""
     if not takes_several_frames():
         return False
     with _unbound() as xsk:
