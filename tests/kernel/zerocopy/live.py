@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from daemon import Daemon, Stream, total
 from keeper import Keeper
-from nics import DRIVERS, QUEUES, NicWire, Sender
+from nics import DRIVERS, QUEUES, NicWire, Sender, detach_all
 
 from lab.figures import figure
 from xskd.control import Refused
@@ -163,7 +163,9 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Take all NICs, after whatever file of tests came before, and start a daemon."""
+    detach_all()
     made = Service(tmp_path_factory.mktemp("live"))
     try:
         made.start()

@@ -248,7 +248,7 @@ def _attach_all() -> None:
             _shared[dev].attach(dev, "native")
 
 
-def _detach_all() -> None:
+def detach_all() -> None:
     while _shared:
         _shared.popitem()[1].close()
 
@@ -274,7 +274,7 @@ def _nics(programs: dict[str, Program]) -> Iterator[MakeNics]:
 @pytest.fixture
 def detached(machine: None) -> None:
     """Have no program of an earlier test attached."""
-    _detach_all()
+    detach_all()
 
 
 @pytest.fixture
@@ -286,11 +286,11 @@ def nics(detached: None) -> Iterator[MakeNics]:
 @pytest.fixture(scope="module")
 def single(machine: None) -> Iterator[None]:
     """Leave virtio_net one queue, for packets that must come to queue 0: before any program is attached."""
-    _detach_all()
+    detach_all()
     for dev in ("v0", "v1"):
         subprocess.run(("ethtool", "-L", dev, "combined", "1"), check=True)
     yield
-    _detach_all()
+    detach_all()
     for dev in ("v0", "v1"):
         subprocess.run(("ethtool", "-L", dev, "combined", str(QUEUES)), check=True)
 
