@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import SLOWNESS
 from daemon import Daemon, connect, paths, running, total
 from packets import read
 from test_daemon_capture import Client
@@ -246,7 +247,7 @@ def test_a_worker_is_killed_among_them(wire: MakeWire, tmp_path: Path) -> None:
     def send() -> None:
         for start in range(0, len(sent), 8):
             net.taps[0].send(sent[start : start + 8])
-            time.sleep(0.003)
+            time.sleep(0.003 * SLOWNESS)
         ended.set()
 
     with running(net, tmp_path, connect(rest="umem: {frame_size: 2048}")) as daemon:
