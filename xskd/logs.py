@@ -48,8 +48,8 @@ def set_up(level: str) -> None:
     root.handlers = [handler]
     root.propagate = False
     root.setLevel(level.upper())
-    atexit.unregister(flush)
-    atexit.register(flush, everything=True)
+    atexit.unregister(_end)
+    atexit.register(_end)
 
 
 def _unraisable(found: sys.UnraisableHookArgs) -> None:
@@ -88,6 +88,18 @@ def flush(*, everything: bool = False) -> None:
                 handler.emit(record)
             finally:
                 handler.release()
+
+
+def _end() -> None:
+    """Say what is left. A log that takes nothing more is no reason to exit otherwise than in order.
+
+    Python keeps what it could not write, tries again when it ends, and has an exit status (120) for that.
+    """
+    flush(everything=True)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def under_journal() -> bool:

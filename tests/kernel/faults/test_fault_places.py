@@ -52,7 +52,7 @@ def lives(daemon: Daemon) -> None:
             id="without bpffs, /proc read-only",
         ),
         pytest.param("mount -t proc -o hidepid=invisible,subset=pid proc /proc", id="little of /proc"),
-        pytest.param("exec >/dev/full 2>&1", id="a log that is full"),
+        pytest.param("unset PYTHONUNBUFFERED; exec >/dev/full 2>&1", id="a log that is full"),
     ],
 )
 def test_a_daemon_lives(wire: MakeWire, tmp_path: Path, setup: str) -> None:
