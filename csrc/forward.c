@@ -594,8 +594,8 @@ static uint64_t retry_in(const struct xskd_forward *forward, const struct xskd_p
 /* Sleeps until a packet arrives, a full TX ring has room, somebody writes to control_fd, or the time is
  * up. POLLOUT is asked for only while TX is blocked: it is ready whenever TX is at most half full, so
  * asking always would never sleep. POLLIN is left out for a port that is held up, for the same
- * reason. poll() itself does the wakeup of an empty FILL ring. With something on TX it sleeps a millisecond at
- * a time, so a port that must be left out meanwhile is not waited for longer. */
+ * reason. poll() itself does the wakeup of an empty FILL ring. With something on TX it sleeps one
+ * millisecond at a time, ten where the link is down, so a port that is left out meanwhile is looked at again then. */
 static int wait_for_work(struct xskd_forward *forward, uint64_t timeout_ns)
 {
 	struct pollfd fds[XSKD_MAX_PORTS + 1];

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -405,3 +407,22 @@ def test_no_pause_that_ends_while_stopping_starts_a_worker(scene: Scene) -> None
     made = len(FakeProcess.made)
     scene.act(Stop("a test"), scene.timers[-1][1])
     assert len(FakeProcess.made) == made
+
+
+def test_a_signal_is_heard_without_the_byte_that_wakes_the_loop() -> None:
+    """As where it cannot be written: the event comes with what wakes the loop next, a tick at the latest."""
+    heard: list[Event] = []
+
+    async def scene() -> None:
+        with daemon._heeding(heard.append):
+            signal.set_wakeup_fd(-1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(500):
+                await asyncio.sleep(0.01)
+                if heard:
+                    return
+
+    before = signal.getsignal(signal.SIGTERM)
+    asyncio.run(scene())
+    assert heard == [Stop("SIGTERM")]
+    assert signal.getsignal(signal.SIGTERM) is before
